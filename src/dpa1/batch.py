@@ -1,0 +1,82 @@
+"""Batch: any number of frames and their neighbours as tensors. A batch of one and of many are the same type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpa1.frames import Frame
+from dpa1.neighbors import Neighbors, find_neighbors
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """F frames, N atoms in all, P ordered neighbour pairs in all.
+
+    Attributes
+    ----------
+    numbers: (N,) int64 atomic numbers.
+    positions: (N, 3) Å float64.
+    cell: (F, 3, 3) Å float64.
+    frame: (N,) int64, which frame each atom belongs to.
+    n_atoms: (F,) int64.
+    centre, neighbor: (P,) int64 atom indices, sorted by centre, then by distance.
+    shift: (P, 3) Å float64 Cartesian image offset: pair vector = x[neighbor] − x[centre] + shift.
+    energy: (F,) eV; forces: (N, 3) eV/Å; virial: (F, 3, 3) eV; float64, NaN where a frame lacks the label.
+    weight: (F,) loss weights.
+    names: how messages name each frame.
+    """
+
+    numbers: Tensor
+    positions: Tensor
+    cell: Tensor
+    frame: Tensor
+    n_atoms: Tensor
+    centre: Tensor
+    neighbor: Tensor
+    shift: Tensor
+    energy: Tensor
+    forces: Tensor
+    virial: Tensor
+    weight: Tensor
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.n_atoms)
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same batch on another device."""
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "names"}
+        return replace(self, **tensors)
+
+
+def make_batch(frames: Sequence[Frame], cutoff: float, neighbors: Sequence[Neighbors] | None = None) -> Batch:
+    """Collate frames; neighbour lists are built here unless given (one per frame, same cutoff)."""
+    if neighbors is None:
+        neighbors = [find_neighbors(frame, cutoff) for frame in frames]
+    sizes = np.array([len(frame) for frame in frames])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    nan_virial, nan = np.full((3, 3), np.nan), float("nan")
+
+    def tensor(parts: list[np.ndarray], dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(dtype)
+
+    return Batch(
+        numbers=tensor([f.numbers for f in frames], torch.int64),
+        positions=tensor([f.positions for f in frames]),
+        cell=torch.from_numpy(np.stack([f.cell for f in frames])),
+        frame=torch.from_numpy(np.repeat(np.arange(len(frames)), sizes)),
+        n_atoms=torch.from_numpy(sizes),
+        centre=tensor([n.centre + s for n, s in zip(neighbors, starts, strict=True)], torch.int64),
+        neighbor=tensor([n.neighbor + s for n, s in zip(neighbors, starts, strict=True)], torch.int64),
+        shift=tensor([n.shift @ f.cell for n, f in zip(neighbors, frames, strict=True)]),
+        energy=torch.tensor([nan if f.energy is None else f.energy for f in frames], dtype=torch.float64),
+        forces=tensor([np.full((len(f), 3), np.nan) if f.forces is None else f.forces for f in frames]),
+        virial=torch.from_numpy(np.stack([nan_virial if f.virial is None else f.virial for f in frames])),
+        weight=torch.tensor([f.weight for f in frames], dtype=torch.float64),
+        names=tuple(f.name for f in frames),
+    )

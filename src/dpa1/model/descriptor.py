@@ -1,0 +1,128 @@
+"""The DPA-1 descriptor: environment matrix → pair features → attention → contraction (arXiv 2208.08236, Eqs. 2–12).
+
+Where the two conventions differ (docs/model.md derives both):
+
+=====================  ====================================  ============================================
+step                   smooth (default)                      deepmd
+=====================  ====================================  ============================================
+mean of radial input   enters the embedding net only         subtracted from the environment matrix
+contraction divisor    mean neighbour number of the data     sel
+attention              sw_j·e^A / (1 + Σ sw·e^A)             softmax over sel slots
+empty slots            do not exist                          counted as DeePMD-kit computes them
+=====================  ====================================  ============================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dpa1.config.model import ModelConfig
+from dpa1.kernels import reference
+from dpa1.model.attention import NeighborAttention
+from dpa1.model.elements import TypeEmbedding
+from dpa1.model.networks import EmbeddingNet
+from dpa1.model.rows import Rows
+
+
+class Descriptor(nn.Module):
+    """Rows of neighbours → (n, D) descriptors, invariant to translation, rotation and the order of like atoms.
+
+    Buffers ``mean`` (E,) and ``scale`` (E, 2) normalise the environment matrix: radial mean, radial and angular scale,
+    per centre element; they are measured on the training data.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, config: ModelConfig, elements: Sequence[str]) -> None:
+        super().__init__()
+        self.config = config
+        width = config.type_embedding
+        types_in = width if config.one_sided else 2 * width
+        self.type_embedding = TypeEmbedding(
+            elements, width, bias=config.type_embedding_bias, electrons=config.electron_configuration
+        )
+
+        def net(n_in: int) -> EmbeddingNet:
+            return EmbeddingNet(n_in, config.embedding, config.activation, timestep=config.timestep_residual)
+
+        strip = config.type_input == "strip"
+        self.embedding = net(1 if strip else 1 + types_in)
+        self.type_net = net(types_in) if strip else None
+        self.attention = nn.ModuleList(NeighborAttention(config) for _ in range(config.attention_layers))
+        self.register_buffer("mean", torch.zeros(len(elements)))
+        self.register_buffer("scale", torch.ones(len(elements), 2))
+
+    @property
+    def width(self) -> int:
+        """Length D of the descriptor."""
+        config = self.config
+        return config.embedding[-1] * config.axis + (config.type_embedding if config.append_type_embedding else 0)
+
+    def forward(self, rows: Rows) -> Tensor:
+        config = self.config
+        table = self.type_embedding()
+        mean, scale = self.mean[rows.centre_type], self.scale[rows.centre_type]
+        radial_scale, angular_scale = scale[:, :1], scale[:, 1:]
+        radial = (rows.environment[..., 0] - mean.unsqueeze(1)) / radial_scale
+        if config.convention == "deepmd":
+            contracted = radial * rows.mask
+        else:
+            # Without the mean: a neighbour at the cutoff must leave the contraction at exactly zero.
+            contracted = rows.environment[..., 0] / radial_scale
+        matrix = torch.cat(
+            [contracted.unsqueeze(-1), rows.environment[..., 1:] / angular_scale.unsqueeze(1)], dim=-1
+        )
+        features = self._pair_features(radial, rows.neighbor_type, rows.centre_type.unsqueeze(1), rows.weight, table)
+        gate = rows.direction @ rows.direction.transpose(-1, -2) if config.gate and self.attention else None
+        for layer in self.attention:
+            features = layer(features, rows, gate)
+        product = reference.contraction(features, matrix)
+        if config.convention == "deepmd":
+            if config.subtract_mean:
+                product = product + self._empty_slots(rows, -mean / radial_scale[:, 0], table)
+            assert config.sel is not None
+            product = product / config.sel
+        else:
+            assert config.mean_neighbors is not None
+            product = product / config.mean_neighbors
+        descriptor = reference.descriptor_product(product, config.axis)
+        if config.append_type_embedding:
+            descriptor = torch.cat([descriptor, table[rows.centre_type]], dim=-1)
+        return descriptor
+
+    def _pair_features(
+        self, radial: Tensor, neighbor_type: Tensor, centre_type: Tensor, weight: Tensor, table: Tensor
+    ) -> Tensor:
+        """(n, K) radial inputs and element indices → (n, K, C)."""
+        config = self.config
+        indices = [neighbor_type] if config.one_sided else [neighbor_type, centre_type.expand_as(neighbor_type)]
+        radial = radial.unsqueeze(-1)
+        if self.type_net is None:
+            return self.embedding(torch.cat([radial, *(table[index] for index in indices)], dim=-1))
+        # The type factor takes few distinct values: compute each once and look it up.
+        n = len(table)
+        if config.one_sided:
+            types = self.type_net(table)[neighbor_type]
+        else:
+            pairs = torch.cat([table.unsqueeze(0).expand(n, n, -1), table.unsqueeze(1).expand(n, n, -1)], dim=-1)
+            types = self.type_net(pairs)[indices[1], indices[0]]
+        if config.convention == "smooth" or config.smooth_attention:
+            types = types * weight.unsqueeze(-1)
+        distance = self.embedding(radial)
+        return distance * types + distance
+
+    def _empty_slots(self, rows: Rows, radial: Tensor, table: Tensor) -> Tensor:
+        """What DeePMD-kit's unfilled slots add to the contraction when the mean is subtracted. (n, C, 4)."""
+        weight = torch.zeros_like(radial).unsqueeze(1)
+        features = self._pair_features(
+            radial.unsqueeze(1), rows.first_type.unsqueeze(1), rows.centre_type.unsqueeze(1), weight, table
+        )
+        for layer in self.attention:
+            features = layer.phantom(features)
+        matrix = torch.zeros_like(radial).unsqueeze(-1).repeat(1, 4).unsqueeze(1)
+        matrix = torch.cat([radial[:, None, None], matrix[..., 1:]], dim=-1)
+        return reference.contraction(features, matrix) * rows.unfilled_slots[:, None, None]

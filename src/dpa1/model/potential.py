@@ -1,0 +1,262 @@
+"""Potential: structures in, energies out; forces and virial are derived here and nowhere else.
+
+====================  ===========  ===================  ==========================================
+key of ``predict``    shape        unit                 sign
+====================  ===========  ===================  ==========================================
+energy                (F,)         eV                   total energy of each frame
+atomic_energy         (N,)         eV
+forces                (N, 3)       eV/Å                 −∂E/∂r
+virial                (F, 3, 3)    eV                   −∂E/∂ε, positive = the cell wants to expand
+descriptor            (N, D)       –
+====================  ===========  ===================  ==========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from torch import Tensor, nn
+
+from dpa1.batch import Batch
+from dpa1.config.model import ModelConfig
+from dpa1.errors import UserError
+from dpa1.model.descriptor import Descriptor
+from dpa1.model.networks import FittingNet
+from dpa1.model.rows import Rows, make_rows, plan_rows
+
+if TYPE_CHECKING:
+    from dpa1.simulate.ase import Dpa1Calculator
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+CHUNK_SLOTS = 60_000  # neighbour slots evaluated at once in inference: bounds memory, exact because the model is local
+
+
+class Potential(nn.Module):
+    """A DPA-1 potential. ``forward`` gives atomic energies; ``predict`` everything else.
+
+    Parameters
+    ----------
+    config: complete model configuration (elements set; ``mean_neighbors`` or ``sel`` set).
+    levels: names of the levels of theory it holds, each with its own energy bias.
+    """
+
+    energy_bias: Tensor
+    _type_of: Tensor
+
+    def __init__(self, config: ModelConfig, levels: Sequence[str] = ("default",)) -> None:
+        super().__init__()
+        if config.elements is None:
+            raise UserError("model: 'elements' is not set; list them or train from data that has them")
+        if config.convention == "deepmd" and config.sel is None:
+            raise UserError("model: convention: deepmd needs 'sel', the number of neighbour slots per atom")
+        if config.convention == "smooth" and config.mean_neighbors is None:
+            raise UserError("model: 'mean_neighbors' is not set; give it or train from data")
+        self.config = config
+        self.elements = config.elements
+        self.levels = tuple(levels)
+        self.info: dict[str, Any] = {}
+        self.descriptor = Descriptor(config, self.elements)
+        self.fitting = FittingNet(
+            self.descriptor.width, config.fitting, config.fitting_activation, timestep=config.fitting_timestep
+        )
+        self.register_buffer("energy_bias", torch.zeros(len(self.levels), len(self.elements), dtype=torch.float64))
+        lookup = torch.full((119,), -1, dtype=torch.int64)
+        for index, symbol in enumerate(self.elements):
+            lookup[atomic_numbers[symbol]] = index
+        self.register_buffer("_type_of", lookup, persistent=False)
+        self._visible = self._register_pairs("_visible_pairs", config.exclude_pairs)
+        self._listed = self._register_pairs("_listed_pairs", config.exclude_model_pairs)
+        self.set_precision(config.precision, config.fitting_precision or config.precision)
+
+    def _register_pairs(self, name: str, excluded: tuple[tuple[str, str], ...]) -> bool:
+        allowed = torch.ones(len(self.elements), len(self.elements), dtype=torch.bool)
+        index = {symbol: k for k, symbol in enumerate(self.elements)}
+        for a, b in excluded:
+            if a in index and b in index:
+                allowed[index[a], index[b]] = allowed[index[b], index[a]] = False
+        self.register_buffer(name, allowed, persistent=False)
+        return bool(excluded)
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.config.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the descriptor."""
+        return self.descriptor.mean.dtype
+
+    def set_precision(self, descriptor: str, fitting: str | None = None) -> Potential:
+        """Convert the networks in place; the energy bias and all sums stay float64."""
+        self.descriptor.to(DTYPES[descriptor])
+        self.fitting.to(DTYPES[fitting or descriptor])
+        return self
+
+    def types(self, numbers: Tensor) -> Tensor:
+        """(N,) atomic numbers → element indices of this model.
+
+        Raises
+        ------
+        UserError
+            for an element the model does not know; the sentence lists those it does.
+        """
+        types = self._type_of[numbers]
+        if bool((types < 0).any()):
+            unknown = sorted({chemical_symbols[int(z)] for z in numbers[types < 0]})
+            raise UserError(f"the model does not know {', '.join(unknown)}; it knows {', '.join(self.elements)}")
+        return types
+
+    def forward(self, batch: Batch, level: str | None = None) -> Tensor:
+        """Atomic energies (N,) eV float64 of a batch built with this model's cutoff."""
+        types = self.types(batch.numbers)
+        centre, neighbor, vectors = self._pairs(batch, types)
+        return self._atomic_energies(batch, types, centre, neighbor, vectors, self._level(level))
+
+    def predict(
+        self,
+        batch: Batch,
+        *,
+        forces: bool = True,
+        virial: bool = True,
+        descriptor: bool = False,
+        create_graph: bool = False,
+        level: str | None = None,
+    ) -> dict[str, Tensor]:
+        """All quantities of the table above. ``create_graph`` keeps them differentiable for training.
+
+        Without it the atoms are evaluated in chunks, so memory stays bounded for any size.
+        """
+        types = self.types(batch.numbers)
+        index = self._level(level)
+        with torch.set_grad_enabled(create_graph):
+            centre, neighbor, vectors = self._pairs(batch, types)
+        derive = forces or virial
+        out: dict[str, Tensor] = {}
+        if create_graph:
+            vectors = vectors.detach().requires_grad_(derive) if not vectors.requires_grad else vectors
+            atomic = self._atomic_energies(batch, types, centre, neighbor, vectors, index)
+            if derive:
+                (slope,) = torch.autograd.grad(atomic.sum(), vectors, create_graph=True)
+        else:
+            atomic, slope, rows = self._in_chunks(batch, types, centre, neighbor, vectors, index, derive, descriptor)
+            if descriptor:
+                out["descriptor"] = rows
+        frames = len(batch)
+        out["atomic_energy"] = atomic
+        out["energy"] = atomic.new_zeros(frames).index_add(0, batch.frame, atomic)
+        if forces:
+            zero = slope.new_zeros(len(types), 3)
+            out["forces"] = zero.index_add(0, centre, slope).index_add(0, neighbor, -slope)
+        if virial:
+            outer = slope.unsqueeze(-1) * vectors.unsqueeze(-2)
+            out["virial"] = -slope.new_zeros(frames, 3, 3).index_add(0, batch.frame[centre], outer)
+        return out
+
+    def calculator(self, **options: Any) -> Dpa1Calculator:
+        """An ASE calculator; see ``dpa1.simulate.ase.Dpa1Calculator`` for the options (dtype, device, skin…)."""
+        from dpa1.simulate.ase import Dpa1Calculator
+
+        return Dpa1Calculator(self, **options)
+
+    def _level(self, level: str | None) -> int:
+        if level is None and len(self.levels) == 1:
+            return 0
+        if level not in self.levels:
+            raise UserError(f"unknown level of theory {level!r}; this model holds {', '.join(self.levels)}")
+        return self.levels.index(level)
+
+    def _pairs(self, batch: Batch, types: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The pairs the model sees: all within the cutoff; deepmd convention: the nearest ``sel`` of each atom."""
+        centre, neighbor, shift = batch.centre, batch.neighbor, batch.shift
+        keep = None
+        if self.config.convention == "deepmd":
+            counts = torch.bincount(centre, minlength=len(types))
+            starts = torch.cumsum(counts, 0) - counts
+            rank = torch.arange(len(centre), device=centre.device) - starts[centre]
+            keep = rank < self.config.sel
+        if self._listed:
+            listed = self._listed_pairs[types[centre], types[neighbor]]
+            keep = listed if keep is None else keep & listed
+        if keep is not None and not bool(keep.all()):
+            centre, neighbor, shift = centre[keep], neighbor[keep], shift[keep]
+        return centre, neighbor, batch.positions[neighbor] - batch.positions[centre] + shift
+
+    def _rows(
+        self, batch: Batch, types: Tensor, centre: Tensor, neighbor: Tensor, vectors: Tensor, max_slots: int
+    ) -> Any:
+        first = torch.cumsum(batch.n_atoms, 0) - batch.n_atoms
+        first_type = types[first][batch.frame]
+        visible = self._visible_pairs if self._visible else None
+        for plan in plan_rows(centre, len(types), max_slots):
+            yield plan.atoms, make_rows(plan, vectors, types, neighbor, first_type, visible, self.config, self.dtype)
+
+    def _energies(self, rows: Rows, descriptor: Tensor, level: int) -> Tensor:
+        """(n,) eV float64: fitting net plus energy bias, zero for excluded elements."""
+        energy = self.fitting(descriptor.to(self.fitting.output.weight.dtype)).double()
+        energy = energy + self.energy_bias[level][rows.centre_type]
+        if self.config.exclude_elements:
+            kept = [symbol not in self.config.exclude_elements for symbol in self.elements]
+            energy = torch.where(torch.tensor(kept, device=energy.device)[rows.centre_type], energy, 0.0)
+        return energy
+
+    def _atomic_energies(
+        self, batch: Batch, types: Tensor, centre: Tensor, neighbor: Tensor, vectors: Tensor, level: int
+    ) -> Tensor:
+        atoms, energies = [], []
+        for block, rows in self._rows(batch, types, centre, neighbor, vectors, 0):
+            atoms.append(block)
+            energies.append(self._energies(rows, self.descriptor(rows), level))
+        place = torch.argsort(torch.cat(atoms))
+        return torch.cat(energies)[place]
+
+    def _in_chunks(
+        self,
+        batch: Batch,
+        types: Tensor,
+        centre: Tensor,
+        neighbor: Tensor,
+        vectors: Tensor,
+        level: int,
+        derive: bool,
+        keep_descriptor: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Atomic energies, their slope along every pair vector and, when asked, descriptors; nothing keeps a graph."""
+        atomic = vectors.new_zeros(len(types))
+        slope = torch.zeros_like(vectors)
+        kept = torch.zeros(len(types), self.descriptor.width if keep_descriptor else 0, dtype=self.dtype)
+        first = torch.cumsum(batch.n_atoms, 0) - batch.n_atoms
+        first_type = types[first][batch.frame]
+        visible = self._visible_pairs if self._visible else None
+        for plan in plan_rows(centre, len(types), CHUNK_SLOTS):
+            chosen = plan.pairs[plan.mask]
+            local = torch.zeros_like(plan.pairs)
+            local[plan.mask] = torch.arange(len(chosen), device=chosen.device)
+            with torch.set_grad_enabled(derive):
+                piece = vectors[chosen].requires_grad_(derive)
+                block = type(plan)(plan.atoms, local, plan.mask)
+                rows = make_rows(block, piece, types, neighbor[chosen], first_type, visible, self.config, self.dtype)
+                descriptor = self.descriptor(rows)
+                energies = self._energies(rows, descriptor, level)
+                if derive and len(chosen):
+                    (slope[chosen],) = torch.autograd.grad(energies.sum(), piece)
+            atomic[plan.atoms] = energies.detach()
+            if keep_descriptor:
+                kept[plan.atoms] = descriptor.detach().cpu()
+        return atomic, slope, kept
+
+
+def empty_environment_energy(potential: Potential) -> np.ndarray:
+    """(E,) eV: what the network adds to an isolated atom of each element beyond its energy bias."""
+    from dpa1.batch import make_batch
+    from dpa1.frames import make_frame
+
+    frames = [make_frame([atomic_numbers[s]], np.zeros((1, 3))) for s in potential.elements]
+    batch = make_batch(frames, potential.cutoff).to(potential.energy_bias.device)
+    with torch.no_grad():
+        energy = potential(batch, potential.levels[0])
+    return (energy - potential.energy_bias[0]).cpu().numpy()

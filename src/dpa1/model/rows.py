@@ -1,0 +1,118 @@
+"""Rows: the neighbours of some centre atoms, side by side as a padded matrix. Padding never reaches a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpa1.config.model import ModelConfig
+from dpa1.kernels import reference
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Which atoms and pairs make one padded block: atoms (n,), pairs (n, K) indices into the pair list, mask (n, K)."""
+
+    atoms: Tensor
+    pairs: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n centre atoms with K neighbour slots each, in the descriptor's precision.
+
+    Attributes
+    ----------
+    centre_type: (n,) and neighbor_type: (n, K) element indices.
+    first_type: (n,) element index of the first atom of the centre's frame (deepmd convention's empty slots).
+    mask: (n, K) slots that hold a neighbour which the descriptor sees.
+    weight: (n, K) switch, 0 where masked.
+    environment: (n, K, 4) raw environment matrix, 0 where masked.
+    direction: (n, K, 3) unit vectors.
+    empty_slots: (n,) deepmd convention: slots without a visible neighbour, of ``sel``.
+    unfilled_slots: (n,) deepmd convention: slots without any neighbour, of ``sel``.
+    """
+
+    centre_type: Tensor
+    neighbor_type: Tensor
+    first_type: Tensor
+    mask: Tensor
+    weight: Tensor
+    environment: Tensor
+    direction: Tensor
+    empty_slots: Tensor
+    unfilled_slots: Tensor
+
+
+def plan_rows(centre: Tensor, n_atoms: int, max_slots: int = 0, waste: float = 0.15) -> Iterator[RowPlan]:
+    """Group atoms of similar neighbour number into padded blocks.
+
+    centre (P,) sorted; ``max_slots`` bounds n·K of a block (0: no bound), ``waste`` the padded fraction of a block.
+    Every atom appears in exactly one block, also one without neighbours.
+    """
+    counts = torch.bincount(centre, minlength=n_atoms)
+    starts = torch.cumsum(counts, 0) - counts
+    sorted_counts, order = torch.sort(counts, stable=True, descending=True)
+    sizes = sorted_counts.tolist()
+    begin = 0
+    while begin < n_atoms:
+        width = sizes[begin]
+        end, filled = begin, 0
+        limit = max(1, max_slots // max(width, 1)) if max_slots else n_atoms
+        # A block grows while its padding stays small, or while it is too small to be worth splitting.
+        while end < n_atoms and end - begin < limit:
+            grown = filled + sizes[end]
+            if width * (end - begin + 1) * (1.0 - waste) > grown and width * (end - begin) > 2048:
+                break
+            filled, end = grown, end + 1
+        atoms = order[begin:end]
+        slots = torch.arange(width, device=centre.device)
+        mask = slots < counts[atoms].unsqueeze(1)
+        pairs = torch.where(mask, starts[atoms].unsqueeze(1) + slots, 0)
+        yield RowPlan(atoms, pairs, mask)
+        begin = end
+
+
+def make_rows(
+    plan: RowPlan,
+    vectors: Tensor,
+    types: Tensor,
+    neighbor: Tensor,
+    first_type: Tensor,
+    visible: Tensor | None,
+    config: ModelConfig,
+    dtype: torch.dtype,
+) -> Rows:
+    """Build the block: distances in float64, everything after in ``dtype``.
+
+    vectors (P, 3) Å float64; types (N,); neighbor (P,); first_type (N,); visible (E, E) bool or None.
+    """
+    neighbor_type = types[neighbor[plan.pairs]] if len(neighbor) else plan.pairs
+    centre_type = types[plan.atoms]
+    mask = plan.mask
+    if visible is not None:
+        mask = mask & visible[centre_type.unsqueeze(1), neighbor_type]
+    # An empty slot sits exactly at the cutoff, where every weight is zero and every derivative finite.
+    far = vectors.new_tensor([config.cutoff, 0.0, 0.0])
+    gathered = vectors[plan.pairs] if len(vectors) else vectors.new_zeros(*plan.pairs.shape, 3)
+    placed = torch.where(mask.unsqueeze(-1), gathered, far)
+    distance = torch.linalg.vector_norm(placed, dim=-1)
+    direction = (placed / distance.unsqueeze(-1)).to(dtype)
+    placed, distance = placed.to(dtype), distance.to(dtype)
+    weight = reference.switch(distance, config.switch_start, config.cutoff) * mask
+    slots = float(config.sel or 0)
+    return Rows(
+        centre_type=centre_type,
+        neighbor_type=neighbor_type,
+        first_type=first_type[plan.atoms],
+        mask=mask,
+        weight=weight,
+        environment=reference.environment_matrix(placed, weight, distance, config.environment_protection),
+        direction=direction,
+        empty_slots=(slots - mask.sum(-1)).to(dtype),
+        unfilled_slots=(slots - plan.mask.sum(-1)).to(dtype),
+    )
