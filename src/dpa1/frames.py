@@ -81,9 +81,7 @@ class Frame:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-def make_frame(
-    numbers: object, positions: object, cell: object = None, pbc: object = None, **labels: object
-) -> Frame:
+def make_frame(numbers: object, positions: object, cell: object = None, pbc: object = None, **labels: object) -> Frame:
     """Build a Frame from array-likes, converting dtypes and checking every shape.
 
     ``pbc`` defaults to True along each non-zero cell vector.

@@ -10,7 +10,7 @@ from dpa1.errors import UserError, did_you_mean
 
 
 class Section(BaseModel):
-    """A strict section: unknown keys, wrong types and values out of range are errors; fields are documented in place."""
+    """A strict section: unknown keys, wrong types and values out of range are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 

@@ -45,7 +45,7 @@ class ModelConfig(Section):
     sel: Positive | None = None
     """``deepmd`` only: neighbour slots per atom. The nearest ``sel`` are kept and it divides the contraction."""
     mean_neighbors: float | None = Field(None, gt=0)
-    """``smooth`` only: the constant that divides the contraction; the mean neighbour number of the training data when not given."""
+    """``smooth`` only: divides the contraction; the mean neighbour number of the training data when not given."""
     environment_protection: float = Field(0.0, ge=0)
     """Å added to r in the denominators of the environment matrix."""
     embedding: tuple[Positive, ...] = (25, 50, 100)
@@ -153,7 +153,9 @@ class ModelConfig(Section):
         if self.convention == "deepmd" and self.mean_neighbors is not None:
             raise ValueError("mean_neighbors belongs to convention: smooth; with convention: deepmd give sel")
         if self.convention == "smooth" and self.sel is not None:
-            raise ValueError("sel belongs to convention: deepmd; the smooth convention keeps every neighbour, drop the key")
+            raise ValueError(
+                "sel belongs to convention: deepmd; the smooth convention keeps every neighbour, drop the key"
+            )
         if self.convention == "smooth" and not self.smooth_attention:
             raise ValueError("smooth_attention: false needs convention: deepmd")
         return self

@@ -21,7 +21,9 @@ class NeighborAttention(nn.Module):
         super().__init__()
         width, channels = config.attention_width, config.embedding[-1]
         self.config = config
-        self.temperature = config.temperature if config.temperature is not None else 1.0 / math.sqrt(width * config.scaling)
+        self.temperature = (
+            config.temperature if config.temperature is not None else 1.0 / math.sqrt(width * config.scaling)
+        )
         self.project_in = Dense(channels, 3 * width, "linear")
         self.project_out = Dense(width, channels, "linear")
         self.norm_scale = nn.Parameter(torch.ones(channels), requires_grad=config.layer_norm_trainable)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dpa1.config.model import ModelConfig
 from dpa1.kernels import reference
@@ -73,9 +74,7 @@ class Descriptor(nn.Module):
         else:
             # Without the mean: a neighbour at the cutoff must leave the contraction at exactly zero.
             contracted = rows.environment[..., 0] / radial_scale
-        matrix = torch.cat(
-            [contracted.unsqueeze(-1), rows.environment[..., 1:] / angular_scale.unsqueeze(1)], dim=-1
-        )
+        matrix = torch.cat([contracted.unsqueeze(-1), rows.environment[..., 1:] / angular_scale.unsqueeze(1)], dim=-1)
         features = self._pair_features(radial, rows.neighbor_type, rows.centre_type.unsqueeze(1), rows.weight, table)
         gate = rows.direction @ rows.direction.transpose(-1, -2) if config.gate and self.attention else None
         for layer in self.attention:
@@ -123,6 +122,5 @@ class Descriptor(nn.Module):
         )
         for layer in self.attention:
             features = layer.phantom(features)
-        matrix = torch.zeros_like(radial).unsqueeze(-1).repeat(1, 4).unsqueeze(1)
-        matrix = torch.cat([radial[:, None, None], matrix[..., 1:]], dim=-1)
+        matrix = functional.pad(radial[:, None, None], (0, 3))
         return reference.contraction(features, matrix) * rows.unfilled_slots[:, None, None]

@@ -59,7 +59,14 @@ class Dense(nn.Module):
     """
 
     def __init__(
-        self, n_in: int, n_out: int, activation: str, *, bias: bool = True, residual: bool = False, timestep: bool = False
+        self,
+        n_in: int,
+        n_out: int,
+        activation: str,
+        *,
+        bias: bool = True,
+        residual: bool = False,
+        timestep: bool = False,
     ) -> None:
         super().__init__()
         self.repeats = n_out // n_in if residual and n_out in (n_in, 2 * n_in) else 0

@@ -14,6 +14,7 @@ descriptor            (N, D)       –
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,13 +27,24 @@ from dpa1.config.model import ModelConfig
 from dpa1.errors import UserError
 from dpa1.model.descriptor import Descriptor
 from dpa1.model.networks import FittingNet
-from dpa1.model.rows import Rows, make_rows, plan_rows
+from dpa1.model.rows import RowPlan, make_rows, plan_rows
 
 if TYPE_CHECKING:
     from dpa1.simulate.ase import Dpa1Calculator
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 CHUNK_SLOTS = 60_000  # neighbour slots evaluated at once in inference: bounds memory, exact because the model is local
+
+
+@dataclass(frozen=True)
+class View:
+    """A batch as one model sees it: (N,) element indices, the first of each atom's frame, and its P pairs (Å)."""
+
+    types: Tensor
+    first_type: Tensor
+    centre: Tensor
+    neighbor: Tensor
+    vectors: Tensor
 
 
 class Potential(nn.Module):
@@ -46,6 +58,8 @@ class Potential(nn.Module):
 
     energy_bias: Tensor
     _type_of: Tensor
+    _visible_pairs: Tensor
+    _listed_pairs: Tensor
 
     def __init__(self, config: ModelConfig, levels: Sequence[str] = ("default",)) -> None:
         super().__init__()
@@ -68,8 +82,8 @@ class Potential(nn.Module):
         for index, symbol in enumerate(self.elements):
             lookup[atomic_numbers[symbol]] = index
         self.register_buffer("_type_of", lookup, persistent=False)
-        self._visible = self._register_pairs("_visible_pairs", config.exclude_pairs)
-        self._listed = self._register_pairs("_listed_pairs", config.exclude_model_pairs)
+        self._hides_types = self._register_pairs("_visible_pairs", config.exclude_pairs)
+        self._hides_pairs = self._register_pairs("_listed_pairs", config.exclude_model_pairs)
         self.set_precision(config.precision, config.fitting_precision or config.precision)
 
     def _register_pairs(self, name: str, excluded: tuple[tuple[str, str], ...]) -> bool:
@@ -113,9 +127,7 @@ class Potential(nn.Module):
 
     def forward(self, batch: Batch, level: str | None = None) -> Tensor:
         """Atomic energies (N,) eV float64 of a batch built with this model's cutoff."""
-        types = self.types(batch.numbers)
-        centre, neighbor, vectors = self._pairs(batch, types)
-        return self._atomic_energies(batch, types, centre, neighbor, vectors, self._level(level))
+        return self._whole(self._view(batch), self._level(level), derive=False, keep_descriptor=False)[0]
 
     def predict(
         self,
@@ -131,30 +143,19 @@ class Potential(nn.Module):
 
         Without it the atoms are evaluated in chunks, so memory stays bounded for any size.
         """
-        types = self.types(batch.numbers)
+        view = self._view(batch)
         index = self._level(level)
-        with torch.set_grad_enabled(create_graph):
-            centre, neighbor, vectors = self._pairs(batch, types)
-        derive = forces or virial
-        out: dict[str, Tensor] = {}
-        if create_graph:
-            vectors = vectors.detach().requires_grad_(derive) if not vectors.requires_grad else vectors
-            atomic = self._atomic_energies(batch, types, centre, neighbor, vectors, index)
-            if derive:
-                (slope,) = torch.autograd.grad(atomic.sum(), vectors, create_graph=True)
-        else:
-            atomic, slope, rows = self._in_chunks(batch, types, centre, neighbor, vectors, index, derive, descriptor)
-            if descriptor:
-                out["descriptor"] = rows
-        frames = len(batch)
-        out["atomic_energy"] = atomic
-        out["energy"] = atomic.new_zeros(frames).index_add(0, batch.frame, atomic)
+        evaluate = self._whole if create_graph else self._in_chunks
+        atomic, slope, rows = evaluate(view, index, forces or virial, descriptor)
+        out = {"atomic_energy": atomic, "energy": atomic.new_zeros(len(batch)).index_add(0, batch.frame, atomic)}
         if forces:
-            zero = slope.new_zeros(len(types), 3)
-            out["forces"] = zero.index_add(0, centre, slope).index_add(0, neighbor, -slope)
+            zero = slope.new_zeros(len(atomic), 3)
+            out["forces"] = zero.index_add(0, view.centre, slope).index_add(0, view.neighbor, -slope)
         if virial:
-            outer = slope.unsqueeze(-1) * vectors.unsqueeze(-2)
-            out["virial"] = -slope.new_zeros(frames, 3, 3).index_add(0, batch.frame[centre], outer)
+            outer = slope.unsqueeze(-1) * view.vectors.unsqueeze(-2)
+            out["virial"] = -slope.new_zeros(len(batch), 3, 3).index_add(0, batch.frame[view.centre], outer)
+        if descriptor:
+            out["descriptor"] = rows
         return out
 
     def calculator(self, **options: Any) -> Dpa1Calculator:
@@ -170,8 +171,9 @@ class Potential(nn.Module):
             raise UserError(f"unknown level of theory {level!r}; this model holds {', '.join(self.levels)}")
         return self.levels.index(level)
 
-    def _pairs(self, batch: Batch, types: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _view(self, batch: Batch) -> View:
         """The pairs the model sees: all within the cutoff; deepmd convention: the nearest ``sel`` of each atom."""
+        types = self.types(batch.numbers)
         centre, neighbor, shift = batch.centre, batch.neighbor, batch.shift
         keep = None
         if self.config.convention == "deepmd":
@@ -179,74 +181,63 @@ class Potential(nn.Module):
             starts = torch.cumsum(counts, 0) - counts
             rank = torch.arange(len(centre), device=centre.device) - starts[centre]
             keep = rank < self.config.sel
-        if self._listed:
+        if self._hides_pairs:
             listed = self._listed_pairs[types[centre], types[neighbor]]
             keep = listed if keep is None else keep & listed
         if keep is not None and not bool(keep.all()):
             centre, neighbor, shift = centre[keep], neighbor[keep], shift[keep]
-        return centre, neighbor, batch.positions[neighbor] - batch.positions[centre] + shift
-
-    def _rows(
-        self, batch: Batch, types: Tensor, centre: Tensor, neighbor: Tensor, vectors: Tensor, max_slots: int
-    ) -> Any:
+        vectors = batch.positions[neighbor] - batch.positions[centre] + shift
         first = torch.cumsum(batch.n_atoms, 0) - batch.n_atoms
-        first_type = types[first][batch.frame]
-        visible = self._visible_pairs if self._visible else None
-        for plan in plan_rows(centre, len(types), max_slots):
-            yield plan.atoms, make_rows(plan, vectors, types, neighbor, first_type, visible, self.config, self.dtype)
+        return View(types, types[first][batch.frame], centre, neighbor, vectors)
 
-    def _energies(self, rows: Rows, descriptor: Tensor, level: int) -> Tensor:
-        """(n,) eV float64: fitting net plus energy bias, zero for excluded elements."""
+    def _evaluate(
+        self, plan: RowPlan, view: View, vectors: Tensor, neighbor: Tensor, level: int
+    ) -> tuple[Tensor, Tensor]:
+        """Atomic energies (n,) eV float64 and descriptors (n, D) of one block of centre atoms."""
+        visible = self._visible_pairs if self._hides_types else None
+        rows = make_rows(plan, vectors, view.types, neighbor, view.first_type, visible, self.config, self.dtype)
+        descriptor = self.descriptor(rows)
         energy = self.fitting(descriptor.to(self.fitting.output.weight.dtype)).double()
         energy = energy + self.energy_bias[level][rows.centre_type]
         if self.config.exclude_elements:
             kept = [symbol not in self.config.exclude_elements for symbol in self.elements]
             energy = torch.where(torch.tensor(kept, device=energy.device)[rows.centre_type], energy, 0.0)
-        return energy
+        return energy, descriptor
 
-    def _atomic_energies(
-        self, batch: Batch, types: Tensor, centre: Tensor, neighbor: Tensor, vectors: Tensor, level: int
-    ) -> Tensor:
-        atoms, energies = [], []
-        for block, rows in self._rows(batch, types, centre, neighbor, vectors, 0):
-            atoms.append(block)
-            energies.append(self._energies(rows, self.descriptor(rows), level))
+    def _whole(self, view: View, level: int, derive: bool, keep_descriptor: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Atomic energies, their slope along every pair vector and descriptors, all differentiable."""
+        vectors = view.vectors.requires_grad_(derive)
+        atoms, energies, descriptors = [], [], []
+        for plan in plan_rows(view.centre, len(view.types)):
+            energy, descriptor = self._evaluate(plan, view, vectors, view.neighbor, level)
+            atoms.append(plan.atoms)
+            energies.append(energy)
+            descriptors.append(descriptor if keep_descriptor else descriptor[:, :0])
         place = torch.argsort(torch.cat(atoms))
-        return torch.cat(energies)[place]
-
-    def _in_chunks(
-        self,
-        batch: Batch,
-        types: Tensor,
-        centre: Tensor,
-        neighbor: Tensor,
-        vectors: Tensor,
-        level: int,
-        derive: bool,
-        keep_descriptor: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Atomic energies, their slope along every pair vector and, when asked, descriptors; nothing keeps a graph."""
-        atomic = vectors.new_zeros(len(types))
+        atomic = torch.cat(energies)[place]
         slope = torch.zeros_like(vectors)
-        kept = torch.zeros(len(types), self.descriptor.width if keep_descriptor else 0, dtype=self.dtype)
-        first = torch.cumsum(batch.n_atoms, 0) - batch.n_atoms
-        first_type = types[first][batch.frame]
-        visible = self._visible_pairs if self._visible else None
-        for plan in plan_rows(centre, len(types), CHUNK_SLOTS):
+        if derive and len(vectors):
+            (slope,) = torch.autograd.grad(atomic.sum(), vectors, create_graph=True)
+        return atomic, slope, torch.cat(descriptors)[place]
+
+    def _in_chunks(self, view: View, level: int, derive: bool, keep_descriptor: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The same without a graph, a bounded number of neighbour slots at a time."""
+        atomic = view.vectors.new_zeros(len(view.types))
+        slope = torch.zeros_like(view.vectors)
+        kept = atomic.new_zeros(len(atomic), self.descriptor.width if keep_descriptor else 0, dtype=self.dtype)
+        for plan in plan_rows(view.centre, len(view.types), CHUNK_SLOTS):
             chosen = plan.pairs[plan.mask]
             local = torch.zeros_like(plan.pairs)
             local[plan.mask] = torch.arange(len(chosen), device=chosen.device)
             with torch.set_grad_enabled(derive):
-                piece = vectors[chosen].requires_grad_(derive)
-                block = type(plan)(plan.atoms, local, plan.mask)
-                rows = make_rows(block, piece, types, neighbor[chosen], first_type, visible, self.config, self.dtype)
-                descriptor = self.descriptor(rows)
-                energies = self._energies(rows, descriptor, level)
+                piece = view.vectors[chosen].requires_grad_(derive)
+                block = RowPlan(plan.atoms, local, plan.mask)
+                energies, descriptor = self._evaluate(block, view, piece, view.neighbor[chosen], level)
                 if derive and len(chosen):
                     (slope[chosen],) = torch.autograd.grad(energies.sum(), piece)
             atomic[plan.atoms] = energies.detach()
             if keep_descriptor:
-                kept[plan.atoms] = descriptor.detach().cpu()
+                kept[plan.atoms] = descriptor.detach()
         return atomic, slope, kept
 
 

@@ -52,7 +52,7 @@ def plan_rows(centre: Tensor, n_atoms: int, max_slots: int = 0, waste: float = 0
     """Group atoms of similar neighbour number into padded blocks.
 
     centre (P,) sorted; ``max_slots`` bounds n·K of a block (0: no bound), ``waste`` the padded fraction of a block.
-    Every atom appears in exactly one block, also one without neighbours.
+    Every atom appears in exactly one block; one without neighbours gets one empty slot.
     """
     counts = torch.bincount(centre, minlength=n_atoms)
     starts = torch.cumsum(counts, 0) - counts
@@ -60,9 +60,9 @@ def plan_rows(centre: Tensor, n_atoms: int, max_slots: int = 0, waste: float = 0
     sizes = sorted_counts.tolist()
     begin = 0
     while begin < n_atoms:
-        width = sizes[begin]
+        width = max(sizes[begin], 1)
         end, filled = begin, 0
-        limit = max(1, max_slots // max(width, 1)) if max_slots else n_atoms
+        limit = max(1, max_slots // width) if max_slots else n_atoms
         # A block grows while its padding stays small, or while it is too small to be worth splitting.
         while end < n_atoms and end - begin < limit:
             grown = filled + sizes[end]

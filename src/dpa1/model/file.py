@@ -1,0 +1,60 @@
+"""The model file ``*.dpa1``: tensors plus a header with configuration, elements, levels, units and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpa1.config.base import parse
+from dpa1.config.model import ModelConfig
+from dpa1.container import read_container, write_container
+from dpa1.errors import UserError
+from dpa1.model.potential import Potential
+
+FORMAT = 1
+UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å", "virial": "eV, positive when the cell wants to expand"}
+# version → function that turns (header, tensors) of that version into those of the next one.
+UPGRADES: dict[
+    int, Callable[[dict[str, Any], dict[str, torch.Tensor]], tuple[dict[str, Any], dict[str, torch.Tensor]]]
+] = {}
+
+
+def save_model(potential: Potential, path: str | Path) -> None:
+    """Write ``potential`` (with ``potential.info`` as provenance) to ``path``, replacing it atomically."""
+    header = {
+        "config": potential.config.model_dump(mode="json"),
+        "levels": list(potential.levels),
+        "precision": [_name(potential.dtype), _name(potential.fitting.output.weight.dtype)],
+        "units": UNITS,
+        "info": potential.info,
+    }
+    write_container(path, "model", FORMAT, header, dict(potential.state_dict()))
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> Potential:
+    """Read a ``*.dpa1`` file.
+
+    Raises
+    ------
+    UserError
+        when it is missing, no dpa1 model, truncated, damaged, or of a newer format; the sentence names the file.
+    """
+    version, header, tensors = read_container(path, "model", FORMAT)
+    for step in range(version, FORMAT):
+        header, tensors = UPGRADES[step](header, tensors)
+    config = parse(ModelConfig, header["config"], str(path))
+    potential = Potential(config, header["levels"])
+    potential.set_precision(*header["precision"])
+    try:
+        potential.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path}: its tensors do not fit its configuration; use another copy of the model") from error
+    potential.info = header["info"]
+    return potential.to(device).eval()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
