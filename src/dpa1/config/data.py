@@ -1,0 +1,75 @@
+"""The data section: where frames come from, what their labels are called, what is held out."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from ase.data import chemical_symbols
+from pydantic import Field, field_validator
+
+from dpa1.config.base import Section
+from dpa1.errors import did_you_mean
+
+Quantity = Literal["energy", "forces", "virial", "stress", "atomic_energies", "weight", "level"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class SourceConfig(Section):
+    """One place frames come from, with what holds for all of them."""
+
+    path: str = Field(min_length=1)
+    """File, folder, glob pattern, or ``file.h5#/group``."""
+    weight: float = Field(1.0, gt=0)
+    """Factor on the loss of every frame from here."""
+    level: str | None = None
+    """Level of theory of the labels; a potential with several levels trains the one named here."""
+    labels: dict[Quantity, str] = {}
+    """What the labels are called here, e.g. ``{energy: my_energy}``; wins over ``data.labels``."""
+    type_map: tuple[str, ...] | None = None
+    """Elements by type index, for DeePMD systems without a ``type_map.raw``; wins over ``data.type_map``."""
+
+    @field_validator("type_map")
+    @classmethod
+    def _elements(cls, symbols: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return _known(symbols)
+
+
+class DataConfig(Section):
+    """Training, validation and test data. Each is a path, a list of paths, or a list of sections with ``path``."""
+
+    train: tuple[SourceConfig, ...]
+    """Frames to train on."""
+    valid: tuple[SourceConfig, ...] | Fraction | None = 0.1
+    """Frames to validate on, or the fraction of the training frames to hold out for it; null for none."""
+    test: tuple[SourceConfig, ...] | None = None
+    """Frames to evaluate on when training has ended."""
+    labels: dict[Quantity, str] = {}
+    """What the labels are called in the files, where they cannot be guessed: ``{energy: my_energy}``."""
+    type_map: tuple[str, ...] | None = None
+    """Elements by type index, for DeePMD systems without a ``type_map.raw``."""
+
+    @field_validator("train", "valid", "test", mode="before")
+    @classmethod
+    def _sources(cls, value: Any) -> Any:
+        if isinstance(value, (str, os.PathLike, dict)):
+            value = [value]
+        if isinstance(value, (list, tuple)):
+            if not value:
+                raise ValueError("names no data; give a path or leave the key out")
+            return tuple({"path": os.fspath(v)} if isinstance(v, (str, os.PathLike)) else v for v in value)
+        if isinstance(value, (int, float)) and not 0 < value < 1:
+            raise ValueError("give paths, or a fraction between 0 and 1")
+        return value
+
+    @field_validator("type_map")
+    @classmethod
+    def _elements(cls, symbols: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return _known(symbols)
+
+
+def _known(symbols: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for symbol in symbols or ():
+        if symbol not in chemical_symbols[1:]:
+            raise ValueError(f"unknown element symbol '{symbol}'{did_you_mean(symbol, chemical_symbols[1:])}")
+    return symbols
