@@ -102,15 +102,16 @@ def read_container(path: str | Path, kind: str, newest: int) -> tuple[int, dict[
 def _refuse_foreign(path: Path, content: bytes) -> None:
     if len(content) < 16:
         raise UserError(f"{path}: is empty or truncated, not a dpa1 file")
-    if content[:1] == b"\x80" or content[:2] == b"PK":
+    length = int.from_bytes(content[:8], "little")
+    if length <= 100_000_000 and content[8:9] == b"{":
+        if len(content) < 8 + length:
+            raise UserError(f"{path}: truncated; copy the file again")
+    elif content[:1] == b"\x80" or content[:2] == b"PK":
         raise UserError(
             f"{path}: is a Python pickle or torch archive, not a dpa1 file; it was not opened because it could run code"
         )
-    length = int.from_bytes(content[:8], "little")
-    if length > 100_000_000 or content[8:9] != b"{":
+    else:
         raise UserError(f"{path}: not a dpa1 file")
-    if len(content) < 8 + length:
-        raise UserError(f"{path}: truncated; copy the file again")
 
 
 def _checksum(kind: str, version: int, header: str, tensors: dict[str, Tensor]) -> str:

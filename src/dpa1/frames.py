@@ -130,7 +130,7 @@ def _array(value: object, shape: tuple[int, ...], key: str, name: str) -> np.nda
     if not np.isfinite(array).all():
         where = np.argwhere(~np.isfinite(array))[0] if array.ndim else []
         atom = f" of atom {where[0]}" if key in ("positions", "forces", "atomic_energies") else ""
-        raise UserError(f"{name}: {key}{atom} are NaN or infinite; repair or remove the frame")
+        raise UserError(f"{name}: NaN or infinite {key}{atom}; repair or remove the frame")
     return array
 
 

@@ -6,11 +6,11 @@ A slot without a neighbour has ``mask`` False, switch 0 and an all-zero environm
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-PHANTOM_SCORE = -20.0  # DeePMD-kit's shift of smooth attention scores; an empty slot scores exactly this
 
 
 def switch(distance: Tensor, start: float, cutoff: float) -> Tensor:
@@ -32,35 +32,33 @@ def environment_matrix(vectors: Tensor, weight: Tensor, distance: Tensor, protec
     return torch.cat([radial.unsqueeze(-1), vectors * (radial * inverse).unsqueeze(-1)], dim=-1)
 
 
-def smooth_attention_weights(scores: Tensor, weight: Tensor) -> Tensor:
-    """Attention weights P_ij = sw_j·exp(A_ij) / (1 + Σ_k sw_k·exp(A_ik)): a key that leaves at the cutoff fades out.
+def unit(x: Tensor) -> Tensor:
+    """x / max(‖x‖, 1e-12) over the last dimension."""
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True).clamp(min=1e-24))
 
-    The 1 is an always-present null key of score 0, so that few or vanishing neighbours leave P bounded.
-    scores (N, K, K); weight (N, K), 0 in empty slots. Returns (N, K, K), rows are queries.
+
+def gated_attention(
+    scores: Tensor, value: Tensor, weight: Tensor, gate: Tensor, null_count: Tensor, null_score: float, bounded: bool
+) -> Tensor:
+    """Σ_j P_ij·gate_ij·v_j with P_ij = exp(A_ij) / (n₀·exp(A₀) + Σ_k w_k·exp(A_ik)); the key weights w_j are part of gate.
+
+    The null term n₀·exp(A₀) stands for whatever is not a neighbour. In the smooth convention w is the switch and
+    n₀ = 1, A₀ = 0, so a key fades out continuously at the cutoff; in DeePMD-kit's, n₀ counts empty slots.
+
+    scores (N, K, K), rows are queries; value (N, K, C); weight (N, K); gate (N, K, K); null_count (N,).
+    ``bounded`` promises |scores| ≤ 40, where exp needs no shift. Returns (N, K, C).
     """
-    top = scores.detach().amax(-1, keepdim=True).clamp(min=0.0)
-    keys = weight.unsqueeze(-2) * torch.exp(scores - top)
-    return keys / (torch.exp(-top) + keys.sum(-1, keepdim=True))
-
-
-def deepmd_attention_weights(scores: Tensor, weight: Tensor, mask: Tensor, empty_slots: Tensor, smooth: bool) -> Tensor:
-    """DeePMD-kit's softmax over ``sel`` slots, computed from the real ones.
-
-    smooth: scores (A+20)·sw_i·sw_j − 20, each empty slot adds exp(−20) to the denominator, result times sw_i·sw_j.
-    otherwise: softmax over real neighbours.
-    scores (N, K, K); weight (N, K); mask (N, K) real neighbours; empty_slots (N,). Returns (N, K, K).
-    """
-    if not smooth:
-        scores = scores.masked_fill(~mask.unsqueeze(-2), float("-inf"))
-        # A row of an atom without real neighbours would be all −inf.
-        scores = scores.masked_fill(~mask.any(-1)[:, None, None], 0.0)
-        return torch.softmax(scores, dim=-1) * mask.unsqueeze(-1)
-    pair_weight = weight.unsqueeze(-1) * weight.unsqueeze(-2)
-    scores = (scores - PHANTOM_SCORE) * pair_weight + PHANTOM_SCORE
-    top = scores.detach().amax(-1, keepdim=True).clamp(min=PHANTOM_SCORE)
-    keys = torch.exp(scores - top) * mask.unsqueeze(-2)
-    phantoms = empty_slots[:, None, None] * torch.exp(PHANTOM_SCORE - top)
-    return keys / (keys.sum(-1, keepdim=True) + phantoms) * pair_weight * mask.unsqueeze(-1)
+    null = null_count[:, None, None]
+    if bounded:
+        exponentials = torch.exp(scores)
+        null = null * math.exp(null_score)
+    else:
+        top = scores.detach().amax(-1, keepdim=True).clamp(min=null_score)
+        exponentials = torch.exp(scores - top)
+        null = null * torch.exp(null_score - top)
+    denominator = null + exponentials @ weight.unsqueeze(-1)
+    # Dividing the (N, K, C) result costs less than dividing the (N, K, K) weights.
+    return ((exponentials * gate) @ value) * denominator.reciprocal()
 
 
 def layer_norm(x: Tensor, scale: Tensor, offset: Tensor, eps: float) -> Tensor:

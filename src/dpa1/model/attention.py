@@ -3,15 +3,57 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dpa1.config.model import ModelConfig
 from dpa1.kernels import reference
 from dpa1.model.networks import Dense
 from dpa1.model.rows import Rows
+
+
+EMPTY_SCORE = -20.0  # DeePMD-kit's shift of smooth attention scores; an empty slot scores exactly this
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What all attention layers of one block share.
+
+    Attributes
+    ----------
+    weight: (n, K) factor on each key's exponential, 0 in empty slots.
+    gate: (n, K, K) factor on each attention weight, including the key's ``weight``.
+    pair_weight: (n, K, K) sw_i·sw_j of DeePMD-kit's smooth attention, else None.
+    null_count, null_score: the term in the denominator that is no neighbour, see ``reference.gated_attention``.
+    """
+
+    weight: Tensor
+    gate: Tensor
+    pair_weight: Tensor | None
+    null_count: Tensor
+    null_score: float
+
+
+def make_keys(config: ModelConfig, rows: Rows) -> Keys:
+    """The convention's key weights and gate: where the two conventions of attention differ, they differ here."""
+    cosine = rows.direction @ rows.direction.transpose(-1, -2) if config.gate else None
+    if config.convention == "smooth":
+        weight, factor = rows.weight, rows.weight.unsqueeze(-2)
+        null_count, null_score = torch.ones_like(rows.empty_slots), 0.0
+    else:
+        weight = rows.mask.to(rows.weight.dtype)
+        factor = weight.unsqueeze(-1) * weight.unsqueeze(-2)
+        if config.smooth_attention:
+            null_count, null_score = rows.empty_slots, EMPTY_SCORE
+            factor = rows.weight.unsqueeze(-1) * rows.weight.unsqueeze(-2)
+        else:
+            # Only real neighbours; the 1 keeps a row without any of them finite.
+            null_count, null_score = (~rows.mask.any(-1)).to(weight.dtype), 0.0
+    gate = factor.expand(*rows.mask.shape, rows.mask.shape[-1]) if cosine is None else cosine * factor
+    shifted = config.convention == "deepmd" and config.smooth_attention
+    return Keys(weight, gate, factor if shifted else None, null_count, null_score)
 
 
 class NeighborAttention(nn.Module):
@@ -29,24 +71,22 @@ class NeighborAttention(nn.Module):
         self.norm_scale = nn.Parameter(torch.ones(channels), requires_grad=config.layer_norm_trainable)
         self.norm_offset = nn.Parameter(torch.zeros(channels), requires_grad=config.layer_norm_trainable)
 
-    def forward(self, features: Tensor, rows: Rows, gate: Tensor | None) -> Tensor:
-        """features (N, K, C), gate (N, K, K) or None → (N, K, C)."""
+    def forward(self, features: Tensor, keys: Keys) -> Tensor:
+        """features (n, K, C) → (n, K, C)."""
         query, key, value = self.project_in(features).chunk(3, dim=-1)
         if self.config.normalize:
-            query, key, value = (functional.normalize(x, dim=-1, eps=1e-12) for x in (query, key, value))
+            query, key, value = reference.unit(query), reference.unit(key), reference.unit(value)
         scores = (query * self.temperature) @ key.transpose(-1, -2)
-        if self.config.convention == "smooth":
-            weights = reference.smooth_attention_weights(scores, rows.weight)
-        else:
-            weights = reference.deepmd_attention_weights(
-                scores, rows.weight, rows.mask, rows.empty_slots, self.config.smooth_attention
-            )
-        if gate is not None:
-            weights = weights * gate
-        return self._norm(features + self.project_out(weights @ value))
+        if keys.pair_weight is not None:
+            scores = (scores - EMPTY_SCORE) * keys.pair_weight + EMPTY_SCORE
+        bounded = self.config.normalize and abs(self.temperature) <= 20.0
+        attended = reference.gated_attention(
+            scores, value, keys.weight, keys.gate, keys.null_count, keys.null_score, bounded
+        )
+        return self._norm(features + self.project_out(attended))
 
     def phantom(self, features: Tensor) -> Tensor:
-        """The same layer for an empty slot (deepmd convention): it attends to nothing, so only the output bias remains."""
+        """The same layer for an empty slot (deepmd convention): it attends to nothing, only the output bias remains."""
         assert self.project_out.bias is not None
         return self._norm(features + self.project_out.bias)
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from dpa1.config.model import ModelConfig
 from dpa1.kernels import reference
-from dpa1.model.attention import NeighborAttention
+from dpa1.model.attention import NeighborAttention, make_keys
 from dpa1.model.elements import TypeEmbedding
 from dpa1.model.networks import EmbeddingNet
 from dpa1.model.rows import Rows
@@ -76,9 +76,10 @@ class Descriptor(nn.Module):
             contracted = rows.environment[..., 0] / radial_scale
         matrix = torch.cat([contracted.unsqueeze(-1), rows.environment[..., 1:] / angular_scale.unsqueeze(1)], dim=-1)
         features = self._pair_features(radial, rows.neighbor_type, rows.centre_type.unsqueeze(1), rows.weight, table)
-        gate = rows.direction @ rows.direction.transpose(-1, -2) if config.gate and self.attention else None
-        for layer in self.attention:
-            features = layer(features, rows, gate)
+        if self.attention:
+            keys = make_keys(config, rows)
+            for layer in self.attention:
+                features = layer(features, keys)
         product = reference.contraction(features, matrix)
         if config.convention == "deepmd":
             if config.subtract_mean:
