@@ -13,7 +13,6 @@ from dpa1.kernels import reference
 from dpa1.model.networks import Dense
 from dpa1.model.rows import Rows
 
-
 EMPTY_SCORE = -20.0  # DeePMD-kit's shift of smooth attention scores; an empty slot scores exactly this
 
 
