@@ -1,0 +1,118 @@
+"""The ASE calculator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError, all_changes
+
+from dpa1.errors import RunError, UserError
+from dpa1.frames import matrix_to_voigt
+from dpa1.model.device import pick_device
+from dpa1.model.potential import DTYPES, Potential
+from dpa1.simulate.skin import SkinList, coordination
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+SKIN = 0.5  # Å
+
+
+class Dpa1Calculator(BaseCalculator):
+    """Energy, atomic energies, forces (eV, eV/Å) and stress (eV/Å³, ASE's sign) of a potential.
+
+    It holds a frozen copy of the potential, so neither its precision nor later training touches the original.
+    Stress exists for cells with three vectors; asking for it otherwise raises ``PropertyNotImplementedError``.
+
+    Parameters
+    ----------
+    potential: a ``dpa1.Potential``.
+    dtype: "float32" or "float64"; that of the potential when not given. Energies are summed in float64 in any case.
+    device: "cpu", "cuda", "cuda:1", "auto" (a GPU where there is one); that of the potential when not given.
+    skin: Å; the neighbour list is reused until atoms moved by half of it. It changes speed, never a result.
+    level: level of theory, for a potential that holds several.
+
+    Raises
+    ------
+    UserError
+        for an unknown dtype, device or level; when used, for an element the model does not know (the known ones are
+        listed), NaN positions, or two atoms on one spot.
+    RunError
+        when the model returns an energy or force that is not finite.
+    """
+
+    name = "dpa1"
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(
+        self,
+        potential: Potential,
+        *,
+        dtype: str | None = None,
+        device: str | torch.device | None = None,
+        skin: float = SKIN,
+        level: str | None = None,
+    ) -> None:
+        super().__init__(parameters={"dtype": dtype, "level": level, "skin": skin})
+        place = potential.energy_bias.device if device is None else pick_device(device)
+        self.potential = frozen_copy(potential, dtype, place)
+        self.potential._level(level)  # an unknown level fails here, not at the first step
+        self.level = level
+        deepmd = potential.config.convention == "deepmd"
+        self.neighbors = SkinList(potential.cutoff, skin, place, by_distance=deepmd)
+        self.coordination = np.zeros(0, dtype=np.int64)
+
+    def calculate(
+        self,
+        atoms: Atoms,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Fill ``results``; everything is computed at once, since forces cost one backward pass and stress nothing."""
+        full_cell = atoms.cell.rank == 3
+        if "stress" in properties and not full_cell:
+            raise PropertyNotImplementedError(
+                f"stress needs a cell with three vectors; this structure has {atoms.cell.rank} (its volume is not defined)"
+            )
+        batch = self.neighbors.batch(atoms)
+        prediction = self.potential.predict(batch, virial=full_cell, level=self.level)
+        energy, forces = float(prediction["energy"][0]), prediction["forces"].cpu().numpy()
+        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+            bad = np.flatnonzero(~np.isfinite(forces).all(axis=1))
+            where = f"forces of atom {bad[0]}" if len(bad) else "energy"
+            raise RunError(f"the {where} of this structure are not finite: the model cannot describe it")
+        self.coordination = coordination(batch).cpu().numpy()
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": prediction["atomic_energy"].cpu().numpy(),
+            "forces": forces,
+        }
+        if full_cell:
+            virial = prediction["virial"][0].cpu().numpy()
+            self.results["stress"] = matrix_to_voigt(-virial / atoms.get_volume())
+
+    def get_descriptor(self, atoms: Atoms) -> np.ndarray:
+        """(N, D) descriptors of all atoms, invariant to translation, rotation and the order of like atoms."""
+        prediction = self.potential.predict(
+            self.neighbors.batch(atoms), forces=False, virial=False, descriptor=True, level=self.level
+        )
+        return prediction["descriptor"].cpu().numpy()
+
+    def todict(self) -> dict[str, Any]:
+        """What ASE stores beside a trajectory."""
+        return {key: value for key, value in self.parameters.items() if value is not None}
+
+
+def frozen_copy(potential: Potential, dtype: str | None, device: torch.device) -> Potential:
+    """A copy for inference: parameters without gradients, in the given precision (its own for None), on ``device``."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype: unknown precision '{dtype}'; use {' or '.join(DTYPES)}")
+    frozen = copy.deepcopy(potential).eval().requires_grad_(False)
+    if dtype is not None:
+        frozen.set_precision(dtype)
+    return frozen.to(device)
