@@ -24,7 +24,7 @@ class SourceConfig(Section):
     """Factor on the loss of every frame from here."""
     level: str | None = None
     """Level of theory of the labels; a potential with several levels trains the one named here."""
-    labels: dict[Quantity, str] = {}
+    labels: dict[Quantity, str] = Field(default_factory=dict)
     """What the labels are called here, e.g. ``{energy: my_energy}``; wins over ``data.labels``."""
     type_map: tuple[str, ...] | None = None
     """Elements by type index, for DeePMD systems without a ``type_map.raw``; wins over ``data.type_map``."""
@@ -44,7 +44,7 @@ class DataConfig(Section):
     """Frames to validate on, or the fraction of the training frames to hold out for it; null for none."""
     test: tuple[SourceConfig, ...] | None = None
     """Frames to evaluate on when training has ended."""
-    labels: dict[Quantity, str] = {}
+    labels: dict[Quantity, str] = Field(default_factory=dict)
     """What the labels are called in the files, where they cannot be guessed: ``{energy: my_energy}``."""
     type_map: tuple[str, ...] | None = None
     """Elements by type index, for DeePMD systems without a ``type_map.raw``."""
