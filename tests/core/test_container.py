@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +142,26 @@ def test_every_tensor_dtype_survives(tmp_path):
 def test_model_without_elements_is_refused():
     with pytest.raises(UserError, match="elements"):
         Potential(ModelConfig(mean_neighbors=10.0))
+
+
+@pytest.mark.parametrize("version", range(1, FORMAT + 1))
+def test_every_archived_format_still_loads(version):
+    """One file per format version ever written, with the numbers it gave then. A new format adds its own."""
+    files = Path(__file__).parent / "files"
+    potential = load_model(files / f"model_v{version}.dpa1")
+    expected = np.load(files / f"model_v{version}.npz")
+    out = predict(potential, random_frame(1))
+    assert np.allclose(out["energy"], expected["energy"], rtol=1e-12)
+    assert np.allclose(out["forces"], expected["forces"], rtol=0, atol=1e-12)
+
+
+def test_the_format_did_not_change_without_a_new_version(tmp_path):
+    """Writing the archived model again gives the same names, shapes and header keys."""
+    archived = Path(__file__).parent / "files" / f"model_v{FORMAT}.dpa1"
+    save_model(load_model(archived), tmp_path / "again.dpa1")
+    (_, old_header, old), (_, header, new) = (
+        read_container(p, "model", FORMAT) for p in (archived, tmp_path / "again.dpa1")
+    )
+    assert {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}
+    assert header.keys() == old_header.keys()
+    assert header["config"].keys() == old_header["config"].keys()
