@@ -80,6 +80,8 @@ class ModelConfig(Section):
     """``deepmd`` only: DeePMD-kit's ``smooth_type_embedding``. The ``smooth`` convention is always smooth."""
     subtract_mean: bool = False
     """Subtract the mean of the radial input per element (DeePMD-kit's ``set_davg_zero: false``)."""
+    slot_statistics: bool = False
+    """``deepmd`` only: the input statistics of an imported model differ by rank of the neighbour."""
     activation: str = "tanh"
     """Of the embedding net."""
     timestep_residual: bool = False
@@ -156,6 +158,8 @@ class ModelConfig(Section):
             raise ValueError(
                 "sel belongs to convention: deepmd; the smooth convention keeps every neighbour, drop the key"
             )
+        if self.slot_statistics and (self.convention == "smooth" or self.exclude_model_pairs):
+            raise ValueError("slot_statistics needs convention: deepmd, without exclude_model_pairs")
         if self.convention == "smooth" and not self.smooth_attention:
             raise ValueError("smooth_attention: false needs convention: deepmd")
         return self

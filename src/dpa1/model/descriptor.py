@@ -32,7 +32,7 @@ class Descriptor(nn.Module):
     """Rows of neighbours → (n, D) descriptors, invariant to translation, rotation and the order of like atoms.
 
     Buffers ``mean`` (E,) and ``scale`` (E, 2) normalise the environment matrix: radial mean, radial and angular scale,
-    per centre element; they are measured on the training data.
+    per centre element; they are measured on the training data. With ``slot_statistics`` they are (E, sel) and (E, sel, 2).
     """
 
     mean: Tensor
@@ -54,8 +54,9 @@ class Descriptor(nn.Module):
         self.embedding = net(1 if strip else 1 + types_in)
         self.type_net = net(types_in) if strip else None
         self.attention = nn.ModuleList(NeighborAttention(config) for _ in range(config.attention_layers))
-        self.register_buffer("mean", torch.zeros(len(elements)))
-        self.register_buffer("scale", torch.ones(len(elements), 2))
+        slots = (config.sel,) if config.slot_statistics and config.sel else ()
+        self.register_buffer("mean", torch.zeros(len(elements), *slots))
+        self.register_buffer("scale", torch.ones(len(elements), *slots, 2))
 
     @property
     def width(self) -> int:
@@ -67,14 +68,17 @@ class Descriptor(nn.Module):
         config = self.config
         table = self.type_embedding()
         mean, scale = self.mean[rows.centre_type], self.scale[rows.centre_type]
-        radial_scale, angular_scale = scale[:, :1], scale[:, 1:]
-        radial = (rows.environment[..., 0] - mean.unsqueeze(1)) / radial_scale
+        if not config.slot_statistics:
+            mean, scale = mean.unsqueeze(1), scale.unsqueeze(1)
+        width = rows.mask.shape[1]
+        radial_scale, angular_scale = scale[:, :width, 0], scale[:, :width, 1:]
+        radial = (rows.environment[..., 0] - mean[:, :width]) / radial_scale
         if config.convention == "deepmd":
             contracted = radial * rows.mask
         else:
             # Without the mean: a neighbour at the cutoff must leave the contraction at exactly zero.
             contracted = rows.environment[..., 0] / radial_scale
-        matrix = torch.cat([contracted.unsqueeze(-1), rows.environment[..., 1:] / angular_scale.unsqueeze(1)], dim=-1)
+        matrix = torch.cat([contracted.unsqueeze(-1), rows.environment[..., 1:] / angular_scale], dim=-1)
         features = self._pair_features(radial, rows.neighbor_type, rows.centre_type.unsqueeze(1), rows.weight, table)
         if self.attention:
             keys = make_keys(config, rows)
@@ -83,7 +87,7 @@ class Descriptor(nn.Module):
         product = reference.contraction(features, matrix)
         if config.convention == "deepmd":
             if config.subtract_mean:
-                product = product + self._empty_slots(rows, -mean / radial_scale[:, 0], table)
+                product = product + self._empty_slots(rows, -mean / scale[..., 0], table)
             assert config.sel is not None
             product = product / config.sel
         else:
@@ -117,11 +121,15 @@ class Descriptor(nn.Module):
 
     def _empty_slots(self, rows: Rows, radial: Tensor, table: Tensor) -> Tensor:
         """What DeePMD-kit's unfilled slots add to the contraction when the mean is subtracted. (n, C, 4)."""
-        weight = torch.zeros_like(radial).unsqueeze(1)
+        neighbor_type = rows.first_type.unsqueeze(1).expand(radial.shape)
         features = self._pair_features(
-            radial.unsqueeze(1), rows.first_type.unsqueeze(1), rows.centre_type.unsqueeze(1), weight, table
+            radial, neighbor_type, rows.centre_type.unsqueeze(1), torch.zeros_like(radial), table
         )
         for layer in self.attention:
             features = layer.phantom(features)
-        matrix = functional.pad(radial[:, None, None], (0, 3))
-        return reference.contraction(features, matrix) * rows.unfilled_slots[:, None, None]
+        count = rows.unfilled_slots.unsqueeze(1)
+        if self.config.slot_statistics:
+            # The last ones, each with statistics of its own.
+            place = torch.arange(radial.shape[1], device=radial.device)
+            count = (place >= radial.shape[1] - count).to(radial.dtype)
+        return reference.contraction(features, functional.pad((radial * count).unsqueeze(-1), (0, 3)))
