@@ -1,0 +1,62 @@
+"""``dpa1 train``: a configuration in, a trained model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dpa1.errors import UserError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("train", context_settings={"allow_extra_args": True})(train)
+
+
+def train(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="YAML, TOML or JSON configuration, or a DeePMD-kit input.json.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in the output folder.")] = False,
+    output: Annotated[str | None, typer.Option(help="Run folder, instead of the configuration's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, instead of the configuration's.")] = None,
+) -> None:
+    """Train a potential.
+
+    Any key of the configuration can be set after it, for example  training.steps=500 model.size=small
+    """
+    overrides = _overrides(context.args)
+    if output is not None:
+        overrides["output"] = output
+    if seed is not None:
+        overrides["seed"] = seed
+    run = _load(config, overrides)
+
+    from dpa1.training.run import train as train_potential
+
+    train_potential(run, resume=resume)
+
+
+def _load(path: Path, overrides: dict[str, Any]) -> Any:
+    from dpa1.config.run import config_from, read_values
+
+    values = read_values(path)
+    if isinstance(values, dict) and isinstance(values.get("model"), dict) and "descriptor" in values["model"]:
+        from dpa1.interop.deepmd_input import translate
+
+        values = translate(values, path)
+    return config_from(values, path, overrides)
+
+
+def _overrides(arguments: list[str]) -> dict[str, Any]:
+    """``training.steps=500`` → {"training.steps": 500}; values are read as YAML."""
+    from dpa1.config.run import parse_yaml
+
+    found: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key or key.startswith("-"):
+            raise UserError(f"'{argument}': what follows the configuration must look like training.steps=500")
+        found[key] = parse_yaml(text)
+    return found

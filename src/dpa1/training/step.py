@@ -1,0 +1,116 @@
+"""One optimizer step over the batches of every process: the gradient is that of the union of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpa1.batch import Batch
+from dpa1.model.metrics import frame_sums
+from dpa1.model.potential import Potential
+from dpa1.training.bias import Pins
+from dpa1.training.distributed import World
+from dpa1.training.loss import Loss
+from dpa1.training.optimizer import Clipper, gradient_length, set_learning_rate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step found: mean loss per frame, gradient length before clipping, whether some process wants to stop."""
+
+    loss: float
+    gradient: float
+    stop: bool
+
+    @property
+    def finite(self) -> bool:
+        return abs(self.loss) < float("inf") and self.gradient < float("inf")
+
+
+class Step:
+    """Forward, backward, sum over processes, clip, update.
+
+    The gradient is the sum over all frames of all processes divided by their number, so W processes with one batch
+    each do exactly what one process does with the W batches at once. When loss or gradient is not finite nothing is
+    updated.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        clipper: Clipper,
+        world: World,
+        pins: Pins | None,
+        level: str | None,
+    ) -> None:
+        self.potential, self.loss, self.optimizer, self.clipper = potential, loss, optimizer, clipper
+        self.world, self.pins, self.level = world, pins, level
+        self.parameters = [p for p in potential.parameters() if p.requires_grad]
+        self.sums = torch.zeros(4, 3, dtype=torch.float64, device=world.device)
+        self.totals = torch.zeros(2, dtype=torch.float64, device=world.device)  # frames, Σ loss
+
+    def __call__(self, batches: Sequence[Batch], rate: float, ramp: float, stop: bool = False) -> Outcome:
+        """Update the weights from this process's ``batches`` with learning rate ``rate``."""
+        self.optimizer.zero_grad(set_to_none=True)
+        frames = sum(len(batch) for batch in batches)
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for batch in batches:
+            losses = self.losses(batch, ramp)
+            value = losses.sum()
+            value.backward()
+            total += value.detach()
+        gradients = self._gradients()
+        if self.world.size > 1:
+            frames, total, stop = self._union(gradients, frames, total, stop)
+        torch._foreach_div_(gradients, float(frames))
+        length = gradient_length(gradients)
+        # The one moment of a step at which the host waits for the device: nothing unsound ever reaches the weights.
+        value, size = torch.stack([total, length]).tolist()
+        outcome = Outcome(value / frames, size, stop)
+        if outcome.finite:
+            self.clipper(gradients, length)
+            set_learning_rate(self.optimizer, rate)
+            self.optimizer.step()
+            self.totals += torch.stack([torch.full_like(total, frames), total])
+        return outcome
+
+    def losses(self, batch: Batch, ramp: float) -> Tensor:
+        """(F,) differentiable losses of one batch; adds its errors to the running sums."""
+        energy = self.pins.apply(self.potential, batch) if self.pins else None
+        prediction = self.potential.predict(batch, create_graph=True, level=self.level, **self.loss.needs)
+        if energy is not None:
+            prediction["energy"] = prediction["energy"] + energy
+        self.sums += frame_sums(batch, prediction).sum(0)
+        return self.loss(batch, prediction, ramp)
+
+    def take_sums(self) -> tuple[Tensor, Tensor]:
+        """Error sums (4, 3) over all processes and (frames, Σ loss) since the last call."""
+        sums, totals = self.world.add(self.sums.clone()), self.totals.clone()
+        self.sums.zero_()
+        self.totals.zero_()
+        return sums, totals
+
+    def _gradients(self) -> list[Tensor]:
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def _union(
+        self, gradients: list[Tensor], frames: int, total: Tensor, stop: bool
+    ) -> tuple[int, Tensor, bool]:
+        """Sum gradients, frames, loss and the wish to stop over all processes in one flat reduction."""
+        extra = torch.stack([torch.full_like(total, frames), total, torch.full_like(total, float(stop))])
+        flat = torch.cat([*(g.reshape(-1).double() for g in gradients), extra])
+        self.world.add(flat)
+        start = 0
+        for gradient in gradients:
+            end = start + gradient.numel()
+            gradient.copy_(flat[start:end].view_as(gradient))
+            start = end
+        return int(flat[-3]), flat[-2], bool(flat[-1] > 0)

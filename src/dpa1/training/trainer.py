@@ -1,0 +1,267 @@
+"""The training loop: the same for one CPU, one GPU, several GPUs and several nodes."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpa1.config.training import LossConfig, TrainingConfig
+from dpa1.errors import RunError
+from dpa1.model.file import save_model
+from dpa1.model.metrics import Metrics
+from dpa1.model.potential import Potential
+from dpa1.training import checkpoint, trouble
+from dpa1.training.bias import Pins
+from dpa1.training.distributed import World
+from dpa1.training.ema import Average
+from dpa1.training.feed import Feed
+from dpa1.training.loggers import ERRORS, Logger
+from dpa1.training.loss import Loss
+from dpa1.training.optimizer import Clipper, load_optimizer_state, make_optimizer, optimizer_state
+from dpa1.training.progress import Report
+from dpa1.training.schedule import Schedule
+from dpa1.training.step import Step
+
+
+@dataclass
+class Progress:
+    """Where the run stands, beside the tensors; goes into the checkpoint header as it is."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    best_step: int = 0
+    waiting: int = 0
+    gradient: float = 0.0
+
+
+class Trainer:
+    """Trains ``potential`` in place. ``run`` returns when the steps are done, patience ended, or raises ``RunError``.
+
+    Parameters
+    ----------
+    train, valid: batches to train on, and to validate on (sharded over processes) if any.
+    folder: run folder; checkpoints and ``best.dpa1`` go there.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        config: TrainingConfig,
+        loss: LossConfig,
+        world: World,
+        train: Feed,
+        valid: Feed | None,
+        folder: Path,
+        loggers: list[Logger],
+        report: Report,
+        pins: Pins | None = None,
+        level: str | None = None,
+    ) -> None:
+        self.potential, self.config, self.world, self.folder = potential, config, world, folder
+        self.train, self.valid, self.loggers, self.report, self.pins = train, valid, loggers, report, pins
+        self.loss, self.schedule, self.level = Loss(loss), Schedule(config), level
+        parameters = [p for p in potential.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(parameters, config.optimizer)
+        self.clipper = Clipper(config, world.device)
+        self.average = Average(potential, config.ema) if config.ema else None
+        self.step = Step(potential, self.loss, self.optimizer, self.clipper, world, pins, level)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        self.log_every = config.log_every or max(min(10, config.steps), config.steps // 200)
+        self.valid_every = config.valid_every or max(min(100, config.steps), config.steps // 50)
+        self.checkpoint_every = config.checkpoint_every or max(1, min(1000, config.steps // 10))
+        self._saved: Path | None = None
+
+    def run(self) -> None:
+        """Train from the present step to the last."""
+        steps, state = self.config.steps, self.progress
+        self.report.start(state.step, steps)
+        before, begun = state.seconds, time.perf_counter()
+        try:
+            with _stop_signals() as stop:
+                while state.step < steps:
+                    number = state.step
+                    indices, batches = self._batches()
+                    rate = self.schedule(number)
+                    ramp = self.schedule.ramp(number, self.loss.config.follow_warmup)
+                    outcome = self.step(batches, rate, ramp, stop.is_set())
+                    if not outcome.finite:
+                        frames = [self.train.dataset[i] for i in indices]
+                        raise trouble.stop(self.step, frames, ramp, self.folder, number + 1, self._saved)
+                    state.step, state.gradient = number + 1, outcome.gradient
+                    if self.average:
+                        self.average.update(number)
+                    state.seconds = before + time.perf_counter() - begun
+                    enough = self._tell(state.step, rate) and self._patience_ended()
+                    if outcome.stop or state.step % self.checkpoint_every == 0 or state.step == steps or enough:
+                        self.save()
+                    if outcome.stop and state.step < steps:
+                        raise RunError(
+                            f"stopped by a signal after step {state.step}; {self._saved} holds everything, "
+                            "continue with --resume"
+                        )
+                    if enough:
+                        self.report.say(f"no better model for {self.config.patience} validations: stopped early")
+                        break
+        finally:
+            self.report.stop()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the potential has the weights that are validated and saved: the average, if there is one."""
+        return self.average.applied() if self.average else nullcontext()
+
+    def restore_best(self) -> None:
+        """Give the potential the best weights that validation has seen, or else the last (averaged) ones."""
+        if self.best:
+            self.potential.load_state_dict(self.best)
+        elif self.average:
+            self.average._swap()
+        if self.pins:
+            self.pins.fold(self.potential)
+
+    def _batches(self) -> tuple[list[int], list[Any]]:
+        pairs = [next(self.train) for _ in range(self.config.accumulate)]
+        device = self.world.device
+        return [i for indices, _ in pairs for i in indices], [batch.to(device) for _, batch in pairs]
+
+    def _tell(self, step: int, rate: float) -> bool:
+        """Validate and log when it is time; True after a validation."""
+        last = step == self.config.steps
+        validate = self.valid is not None and (step % self.valid_every == 0 or last)
+        if not (validate or last or step % self.log_every == 0):
+            if step % 10 == 0:
+                self.report.advance(step)
+            return False
+        sums, (frames, total) = self.step.take_sums()
+        values = {"step": step, "epoch": self.train.epochs, "learning_rate": rate, "train_loss": float(total / frames)}
+        values.update(_errors("train", sums))
+        if validate:
+            values.update(self.validate())
+        values.update(gradient=self.progress.gradient, seconds=self.progress.seconds)
+        if self.world.main:
+            for logger in self.loggers:
+                logger.row(values)
+            self.report.row(values)
+        return validate
+
+    def validate(self) -> dict[str, float]:
+        """Errors on the validation frames, each counted once; keeps the model when it is the best so far."""
+        assert self.valid is not None
+        with self.averaged():
+            if self.pins:
+                self.pins.fold(self.potential)
+            metrics = Metrics()
+            total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+            for batch in self.valid.once():
+                batch = batch.to(self.world.device)
+                prediction = self.potential.predict(batch, level=self.level)
+                metrics.update(batch, prediction)
+                losses = self.loss(batch, prediction, ramp=0.0).detach()
+                total += torch.stack([losses.sum(), torch.full_like(losses.sum(), len(batch))])
+            sums = self.world.add(metrics.sums.to(self.world.device))[:4]
+            self.world.add(total)
+            values = {"valid_loss": float(total[0] / total[1]), **_errors("valid", sums)}
+            self._keep_best(values[f"valid_{self.config.valid_metric}"])
+        return values
+
+    def _keep_best(self, value: float) -> None:
+        state = self.progress
+        if value < state.best:
+            state.best, state.best_step, state.waiting = value, state.step, 0
+            self.best = {name: tensor.detach().clone() for name, tensor in self.potential.state_dict().items()}
+            if self.world.main:
+                save_model(self.potential, self.folder / "best.dpa1")
+        else:
+            state.waiting += 1
+
+    def _patience_ended(self) -> bool:
+        return self.config.patience is not None and self.progress.waiting >= self.config.patience
+
+    def save(self) -> None:
+        """Write a checkpoint (the main process; the others wait)."""
+        tensors = {
+            "model": dict(self.potential.state_dict()),
+            "optimizer": optimizer_state(self.optimizer),
+            "average": self.average.state() if self.average else {},
+            "best": self.best,
+            "clip": {"recent": self.clipper.recent},
+            "sums": {"errors": self.step.sums, "totals": self.step.totals},
+            "random": {"cpu": torch.get_rng_state()},
+        }
+        if self.world.size > 1:
+            # The error sums of a row in the making are spread over the processes.
+            tensors["sums"]["errors"] = self.world.add(self.step.sums.clone())
+        if self.world.main:
+            header = {"progress": vars(self.progress), "sampler": self.train.state()}
+            folder = self.folder / "checkpoints"
+            self._saved = checkpoint.write_checkpoint(
+                folder, self.progress.step, header, tensors, self.config.keep_checkpoints
+            )
+        self.world.wait()
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint."""
+        header, tensors = checkpoint.read_checkpoint(path)
+        self.potential.load_state_dict(tensors["model"])
+        load_optimizer_state(self.optimizer, tensors["optimizer"])
+        if self.average:
+            self.average.load(tensors["average"])
+        self.best = tensors.get("best", {})
+        self.clipper.recent.copy_(tensors["clip"]["recent"])
+        self.step.sums.copy_(tensors["sums"]["errors"] if self.world.main else torch.zeros_like(self.step.sums))
+        self.step.totals.copy_(tensors["sums"]["totals"])
+        torch.set_rng_state(tensors["random"]["cpu"])
+        self.progress = Progress(**header["progress"])
+        self.train.load(header["sampler"])
+        self._saved = path
+        if self.best and self.world.main:
+            self._rewrite_best()
+
+    def _rewrite_best(self) -> None:
+        """Put back the best model of the checkpoint: the interrupted run may have written a later one."""
+        present = {name: tensor.clone() for name, tensor in self.potential.state_dict().items()}
+        self.potential.load_state_dict(self.best)
+        save_model(self.potential, self.folder / "best.dpa1")
+        self.potential.load_state_dict(present)
+
+
+def _errors(part: str, sums: Tensor) -> dict[str, float]:
+    """Rows (4, 3) of ``Metrics.sums`` → ``train_energy_rmse``…, NaN where nothing was measured."""
+    values: dict[str, float] = {}
+    for quantity, (count, absolute, square) in zip(("energy", "force", "virial"), sums.tolist(), strict=False):
+        values[f"{part}_{quantity}_rmse"] = math.sqrt(square / count) if count else math.nan
+        values[f"{part}_{quantity}_mae"] = absolute / count if count else math.nan
+    assert set(values) == {f"{part}_{error}" for error in ERRORS}
+    return values
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into an event that the loop looks at; a second Ctrl-C interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
