@@ -28,6 +28,7 @@ from dpa1.errors import UserError
 from dpa1.model.descriptor import Descriptor
 from dpa1.model.networks import FittingNet
 from dpa1.model.rows import RowPlan, make_rows, plan_rows
+from dpa1.model.slots import deepmd_order
 
 if TYPE_CHECKING:
     from dpa1.simulate.ase import Dpa1Calculator
@@ -176,7 +177,9 @@ class Potential(nn.Module):
         types = self.types(batch.numbers)
         centre, neighbor, shift = batch.centre, batch.neighbor, batch.shift
         keep = None
-        if self.config.convention == "deepmd":
+        if self.config.slot_statistics:
+            centre, neighbor, shift = deepmd_order(batch, self.cutoff, int(self.config.sel or 0))
+        elif self.config.convention == "deepmd":
             counts = torch.bincount(centre, minlength=len(types))
             starts = torch.cumsum(counts, 0) - counts
             rank = torch.arange(len(centre), device=centre.device) - starts[centre]
