@@ -53,7 +53,7 @@ def _lammps_format(path: Path) -> str | None:
             head = file.read(4096)
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror or error})") from error
-    if head.startswith(b"ITEM: TIMESTEP") or head.startswith(b"ITEM: UNITS"):
+    if head.startswith((b"ITEM: TIMESTEP", b"ITEM: UNITS")):
         return "lammps-dump-text"
     if re.search(rb"^\s*\d+\s+atoms\s*$", head, re.M) and re.search(rb"^\s*\d+\s+atom types\s*$", head, re.M):
         return "lammps-data"

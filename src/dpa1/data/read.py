@@ -61,11 +61,24 @@ def iter_frames(
         raise UserError("no data given: name at least one file or folder")
     for path in given:
         for source in resolve(path):
-            for part, frames in _open(source, symbols, explicit, report):
-                yield from frames
-                if part.frames == 0:
-                    raise UserError(f"{part.source}: holds no frames; remove it or add data")
+            yield from iter_source(source, symbols, explicit, report)
     report.require(explicit, since)
+
+
+def iter_source(
+    source: Source, type_map: tuple[str, ...] | None, explicit: Explicit, report: LabelReport
+) -> Iterator[Frame]:
+    """The frames of one resolved source.
+
+    Raises
+    ------
+    UserError
+        as ``read`` does; also when a part of the source holds no frames.
+    """
+    for part, frames in _open(source, type_map, explicit, report):
+        yield from frames
+        if part.frames == 0:
+            raise UserError(f"{part.source}: holds no frames; remove it or add data")
 
 
 def _open(

@@ -16,7 +16,7 @@ STORE_MAGIC = b"DPA1DATA"
 # What a folder is searched for, in this order; in a folder with an OUTCAR its vasprun.xml is the same run.
 _IN_FOLDERS = (
     "*.xyz", "*.extxyz", "*.xyz.*", "*.extxyz.*", "OUTCAR*", "*.OUTCAR", "vasprun*.xml*", "*.traj", "*.db", "*.h5",
-    "*.hdf5", "*.dpa1data",
+    "*.hdf5", "*.lmdb", "*.dpa1data",
 )  # fmt: skip
 
 
@@ -102,9 +102,10 @@ def _search(folder: Path) -> list[Source]:
             continue
         if entry.is_dir():
             found += _search(entry)
-        elif entry.suffix == ".lmdb" or any(fnmatch.fnmatch(entry.name, pattern) for pattern in _IN_FOLDERS):
-            if not (outcar and fnmatch.fnmatch(entry.name, "vasprun*.xml*")):
-                found.append(Source(_file_kind(entry), entry))
+        elif outcar and fnmatch.fnmatch(entry.name, "vasprun*.xml*"):
+            continue
+        elif any(fnmatch.fnmatch(entry.name, pattern) for pattern in _IN_FOLDERS):
+            found.append(Source(_file_kind(entry), entry))
     return found
 
 
