@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpa1.config.model import ModelConfig
-from dpa1.kernels import reference
+from dpa1.kernels import dispatch, reference
 from dpa1.model.networks import Dense
 from dpa1.model.rows import Rows
 
@@ -75,13 +75,17 @@ class NeighborAttention(nn.Module):
         query, key, value = self.project_in(features).chunk(3, dim=-1)
         if self.config.normalize:
             query, key, value = reference.unit(query), reference.unit(key), reference.unit(value)
-        scores = (query * self.temperature) @ key.transpose(-1, -2)
-        if keys.pair_weight is not None:
-            scores = (scores - EMPTY_SCORE) * keys.pair_weight + EMPTY_SCORE
+        query = query * self.temperature
         bounded = self.config.normalize and abs(self.temperature) <= 20.0
-        attended = reference.gated_attention(
-            scores, value, keys.weight, keys.gate, keys.null_count, keys.null_score, bounded
-        )
+        if bounded and keys.pair_weight is None:
+            attended = dispatch.gated_attention(query, key, value, keys.weight, keys.gate, keys.null_count)
+        else:
+            scores = query @ key.transpose(-1, -2)
+            if keys.pair_weight is not None:
+                scores = (scores - EMPTY_SCORE) * keys.pair_weight + EMPTY_SCORE
+            attended = reference.gated_attention(
+                scores, value, keys.weight, keys.gate, keys.null_count, keys.null_score, bounded
+            )
         return self._norm(features + self.project_out(attended))
 
     def phantom(self, features: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ empty slots            do not exist                          counted as DeePMD-k
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +127,7 @@ class Descriptor(nn.Module):
             radial, neighbor_type, rows.centre_type.unsqueeze(1), torch.zeros_like(radial), table
         )
         for layer in self.attention:
-            features = layer.phantom(features)
+            features = cast(NeighborAttention, layer).phantom(features)
         count = rows.unfilled_slots.unsqueeze(1)
         if self.config.slot_statistics:
             # The last ones, each with statistics of its own.

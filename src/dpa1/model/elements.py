@@ -27,7 +27,7 @@ _EXCEPTIONS: dict[str, dict[str, int]] = {
 
 
 def electron_configuration(symbol: str) -> np.ndarray:
-    """(118,) spin-orbital occupations ±1 of the ground state, divided by √118; Hund's rule within a sub-shell."""
+    """(118,) spin-orbital occupations ±1 of the ground state; Hund's rule within a sub-shell."""
     left = atomic_numbers[symbol]
     occupation: dict[str, int] = {}
     for shell in _MADELUNG:
@@ -42,7 +42,7 @@ def electron_configuration(symbol: str) -> np.ndarray:
         for slot in [*range(1, size, 2), *range(0, size, 2)][:electrons]:
             row[slot] = 1
         slots += row
-    return np.array(slots) / math.sqrt(118.0)
+    return np.array(slots, dtype=float)
 
 
 class TypeEmbedding(nn.Module):
@@ -51,15 +51,19 @@ class TypeEmbedding(nn.Module):
     As in DeePMD-kit the layer has a residual, which adds an identity where its width equals (or doubles) its input.
     """
 
+    inputs: Tensor
+
     def __init__(self, elements: Sequence[str], width: int, *, bias: bool, electrons: bool) -> None:
         super().__init__()
         if electrons:
             inputs = torch.from_numpy(np.stack([electron_configuration(e) for e in elements]))
+            self.factor = 1.0 / math.sqrt(inputs.shape[1])
         else:
-            inputs = torch.eye(len(elements), dtype=torch.float64)
-        self.register_buffer("inputs", inputs, persistent=False)
+            inputs = torch.eye(len(elements))
+            self.factor = 1.0
+        self.register_buffer("inputs", inputs.to(torch.get_default_dtype()), persistent=False)
         self.net = EmbeddingNet(inputs.shape[1], [width], "linear", timestep=False, bias=bias)
 
     def forward(self) -> Tensor:
-        weight = self.net.layers[0].weight
-        return self.net(self.inputs.to(weight.dtype))
+        # Scaled here: the table of whole numbers survives a change of precision exactly.
+        return self.net(self.inputs * self.factor)

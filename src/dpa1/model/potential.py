@@ -183,7 +183,7 @@ class Potential(nn.Module):
             counts = torch.bincount(centre, minlength=len(types))
             starts = torch.cumsum(counts, 0) - counts
             rank = torch.arange(len(centre), device=centre.device) - starts[centre]
-            keep = rank < self.config.sel
+            keep = rank < (self.config.sel or 0)
         if self._hides_pairs:
             listed = self._listed_pairs[types[centre], types[neighbor]]
             keep = listed if keep is None else keep & listed

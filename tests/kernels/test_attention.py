@@ -1,0 +1,86 @@
+"""The fused attention equals its reference: values, first and second derivatives; and says so when it does not."""
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpa1.kernels import attention, dispatch
+
+
+def derivatives(operation, inputs, cotangent, along, null):
+    """y, its first derivatives along ``cotangent`` and the second ones along ``along``."""
+    x = [tensor.clone().requires_grad_() for tensor in inputs]
+    y_bar = cotangent.clone().requires_grad_()
+    y = operation(*x, null)
+    first = torch.autograd.grad(y, x, y_bar, create_graph=True)
+    phi = sum((a * b).sum() for a, b in zip(along, first, strict=True))
+    return [y.detach(), *(f.detach() for f in first), *torch.autograd.grad(phi, [y_bar, *x])]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 9), st.integers(1, 7), st.sampled_from([1, 60, 10**6]))
+def test_equals_reference(seed, atoms, slots, width, chunk):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    shapes = [(atoms, slots, width)] * 3 + [(atoms, slots), (atoms, slots, slots)]
+    inputs = [draw(*shape) for shape in shapes]
+    # Weights are never negative, and padded slots have weight and gate zero.
+    inputs[3] = inputs[3].abs() * (draw(atoms, slots) > -0.5)
+    inputs[4] = inputs[4] * (inputs[3] > 0).unsqueeze(-2)
+    along = [draw(*shape) for shape in shapes]
+    arguments = (inputs, draw(atoms, slots, width), along, torch.ones(atoms, dtype=torch.float64))
+    before, attention.CHUNK_ELEMENTS = attention.CHUNK_ELEMENTS, chunk
+    try:
+        fast = derivatives(attention.gated_attention, *arguments)
+    finally:
+        attention.CHUNK_ELEMENTS = before
+    for a, b in zip(fast, derivatives(dispatch.reference_attention, *arguments), strict=True):
+        assert float((a - b).abs().max()) <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+def test_gradcheck():
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(2, 3, 2)] * 3 + [(2, 3), (2, 3, 3)]
+    inputs = [torch.rand(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+    null = torch.ones(2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *x: attention.gated_attention(*x, null), inputs)
+    assert torch.autograd.gradgradcheck(lambda *x: attention.gated_attention(*x, null), inputs)
+
+
+def test_float32_error_is_that_of_the_reference():
+    """Both are compared with float64; the fused one may be at most twice as far off (plus one rounding)."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(4, 60, 32)] * 3 + [(4, 60), (4, 60, 60)]
+    inputs = [torch.rand(s, generator=generator, dtype=torch.float64) for s in shapes]
+    inputs[0], inputs[1] = inputs[0] / 6, inputs[1] / 6
+    along = [torch.rand(s, generator=generator, dtype=torch.float64) for s in shapes]
+    cotangent, null = torch.rand(shapes[0], generator=generator, dtype=torch.float64), torch.ones(4)
+    exact = derivatives(dispatch.reference_attention, inputs, cotangent, along, null.double())
+    single = [[t.float() for t in inputs], cotangent.float(), [t.float() for t in along], null]
+    fast = derivatives(attention.gated_attention, *single)
+    plain = derivatives(dispatch.reference_attention, *single)
+    for e, f, p in zip(exact, fast, plain, strict=True):
+        scale = float(e.abs().max())
+        assert float((f - e).abs().max()) <= 2 * float((p - e).abs().max()) + 1e-6 * scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_proves_itself(dtype):
+    assert dispatch.attention_holds(dtype, "cpu")
+
+
+def test_disagreement_is_loud_and_the_reference_runs(monkeypatch, caplog):
+    monkeypatch.setattr(attention, "gated_attention", lambda *x: 1.01 * dispatch.reference_attention(*x))
+    dispatch.attention_holds.cache_clear()
+    inputs = [torch.rand(s, dtype=torch.float64) for s in [(1, 2, 2)] * 3 + [(1, 2), (1, 2, 2), (1,)]]
+    with caplog.at_level(logging.WARNING, logger="dpa1"):
+        result = dispatch.gated_attention(*inputs)
+    dispatch.attention_holds.cache_clear()
+    assert "the slower reference runs instead" in caplog.text
+    assert torch.equal(result, dispatch.reference_attention(*inputs))
