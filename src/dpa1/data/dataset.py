@@ -185,7 +185,7 @@ Sources = str | os.PathLike[str] | SourceConfig | Sequence[str | os.PathLike[str
 
 
 def open_dataset(
-    sources: Sources, labels: Mapping[str, str] | None = None, type_map: Sequence[str] | None = None
+    sources: Sources, labels: Mapping[Any, str] | None = None, type_map: Sequence[str] | None = None
 ) -> Dataset:
     """Open paths or source sections as one dataset: stores stay on disk, everything else is read into memory.
 
@@ -202,9 +202,11 @@ def open_dataset(
     parts: list[Dataset] = []
     frames: list[Frame] = []
     for source in given:
-        config = source if isinstance(source, SourceConfig) else SourceConfig(path=os.fspath(source))
-        own = tuple(config.labels.items())
-        explicit = tuple({**dict(common), **dict(own)}.items())
+        config = (
+            source if isinstance(source, SourceConfig) else SourceConfig.model_validate({"path": os.fspath(source)})
+        )
+        own = check_mapping(config.labels)
+        explicit = tuple((dict(common) | dict(own)).items())
         symbols = config.type_map or (tuple(type_map) if type_map else None)
         since = len(report.sources)
         for found in resolve(config.path):

@@ -58,7 +58,7 @@ def open_stream(path: Path) -> Iterator[IO[bytes]]:
                 with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
                     import io
 
-                    yield io.BufferedReader(stream)  # type: ignore[type-var]
+                    yield io.BufferedReader(stream)
             return
         opener: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(path.suffix, open)
         with opener(path, "rb") as file:

@@ -74,7 +74,7 @@ def choose(
     return chosen
 
 
-def check_mapping(labels: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+def check_mapping(labels: Mapping[Any, str] | None) -> tuple[tuple[str, str], ...]:
     """The explicit mapping as a hashable tuple.
 
     Raises

@@ -49,7 +49,7 @@ class Loader:
     """Endless batches in the order of a sampler.
 
     ``state_dict`` is the position after the batch last handed out, whatever was prepared ahead, so a continued loader
-    gives exactly the batches the interrupted one would have given.
+    gives exactly the batches the interrupted one would have given. ``indices`` are the frames of that last batch.
     """
 
     def __init__(
@@ -64,8 +64,9 @@ class Loader:
         prepares each when asked for."""
         self.dataset, self.sampler, self.prefetch = dataset, sampler, prefetch
         self.cache = NeighborCache(cutoff, cache_neighbors)
+        self.indices = np.zeros(0, dtype=np.int64)
         self._state = sampler.state_dict()
-        self._queue: queue.Queue[tuple[Batch | None, Any]] | None = None
+        self._queue: queue.Queue[tuple[Batch | None, Any, np.ndarray]] | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
@@ -81,18 +82,23 @@ class Loader:
 
     def __next__(self) -> Batch:
         if self.prefetch == 0:
-            batch = self.make(self.sampler.next())
+            self.indices = self.sampler.next()
             self._state = self.sampler.state_dict()
-            return batch
+            return self.make(self.indices)
         if self._thread is None:
             self._start()
         assert self._queue is not None
-        ready, state = self._queue.get()
+        ready, state, self.indices = self._queue.get()
         if ready is None:
             self.close()
             raise state
         self._state = state
         return ready
+
+    @property
+    def epochs(self) -> float:
+        """Epochs handed out so far."""
+        return self._state["epoch"] + self._state["position"] / len(self.sampler.batches(self._state["epoch"]))
 
     def _start(self) -> None:
         self._queue = queue.Queue(maxsize=self.prefetch)
@@ -102,15 +108,17 @@ class Loader:
         )
         self._thread.start()
 
-    def _work(self, ready: queue.Queue[tuple[Batch | None, Any]], stop: threading.Event) -> None:
-        item: tuple[Batch | None, Any]
+    def _work(self, ready: queue.Queue[tuple[Batch | None, Any, np.ndarray]], stop: threading.Event) -> None:
+        item: tuple[Batch | None, Any, np.ndarray]
+        chosen = self.indices
         while not stop.is_set():
             try:
-                batch = self.make(self.sampler.next())
-                item = (batch, self.sampler.state_dict())
+                chosen = self.sampler.next()
+                state = self.sampler.state_dict()
+                item = (self.make(chosen), state, chosen)
             except BaseException as error:
                 # Raised in the thread that asks for the batch.
-                item = (None, error)
+                item = (None, error, chosen)
             while not stop.is_set():
                 try:
                     ready.put(item, timeout=0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -97,7 +98,8 @@ class TableBuilder:
     def __init__(self) -> None:
         from array import array
 
-        self.columns = {name: array("d" if name in ("energy", "volume") else "q") for name in _COLUMNS}
+        kinds = {name: "d" if name in ("energy", "volume") else "q" for name in _COLUMNS}
+        self.columns: dict[str, Any] = {name: array(kind) for name, kind in kinds.items()}
         self.sources: dict[str, int] = {}
         self.levels: dict[str, int] = {}
 

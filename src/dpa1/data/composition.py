@@ -1,0 +1,213 @@
+"""The composition fit: which energy per atom of each element explains the total energies best, and what it cannot tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+
+from dpa1.data.dataset import Dataset
+from dpa1.data.table import FrameTable, table_of
+from dpa1.errors import UserError
+from dpa1.frames import Frame
+
+_CHUNK = 8192
+_TOLERANCE = 1e-10  # eigenvalues of the scaled normal matrix below this share of the largest count as zero
+
+
+@dataclass(frozen=True)
+class CompositionFit:
+    """Result of ``fit_composition``.
+
+    Attributes
+    ----------
+    elements: (E,) symbols.  bias: (E,) eV per atom; of the solutions that fit equally well the one of smallest norm.
+    rank: number of independent combinations the frames determine (E when nothing is tied).
+    tied: groups of elements whose biases cannot be told apart, e.g. (("H", "O"),) for water alone.
+    absent: elements without any frame; their bias is 0.
+    fixed: elements whose bias was given.
+    rms: eV/atom, of the residuals.  frames: number of frames with an energy.
+    atoms, occurrences: (E,) how many atoms of the element, in how many frames.
+    """
+
+    elements: tuple[str, ...]
+    bias: np.ndarray
+    rank: int
+    tied: tuple[tuple[str, ...], ...]
+    absent: tuple[str, ...]
+    fixed: tuple[str, ...]
+    rms: float
+    frames: int
+    atoms: np.ndarray
+    occurrences: np.ndarray
+
+    def residuals(self, table: FrameTable) -> np.ndarray:
+        """(F,) eV/atom: energy per atom minus what the composition explains; NaN without an energy."""
+        lookup = np.zeros(119)
+        lookup[[atomic_numbers[e] for e in self.elements]] = self.bias
+        explained = np.bincount(table.owner(), weights=lookup[table.z] * table.count, minlength=len(table))
+        return (table.energy - explained) / table.n_atoms
+
+    def rows(self) -> list[tuple[str, int, int, float, str]]:
+        """(element, atoms, frames, bias, remark) per element, for a table."""
+        remarks = {e: "no frame has it" for e in self.absent} | {e: "given" for e in self.fixed}
+        for group in self.tied:
+            for element in group:
+                others = ", ".join(e for e in group if e != element)
+                remarks[element] = f"only its sum with {others} is determined" if others else "not determined"
+        return [
+            (e, int(self.atoms[i]), int(self.occurrences[i]), float(self.bias[i]), remarks.get(e, ""))
+            for i, e in enumerate(self.elements)
+        ]
+
+    def table(self) -> str:
+        """Plain text: one line per element, then what is tied."""
+        lines = [f"{'element':<8}{'atoms':>9}{'frames':>9}{'bias (eV)':>15}"]
+        lines += [f"{e:<8}{a:>9}{f:>9}{b:>15.4f}  {r}".rstrip() for e, a, f, b, r in self.rows()]
+        return "\n".join([*lines, self.sentence()])
+
+    def sentence(self) -> str:
+        """Rank and ties in one line."""
+        free = len(self.elements) - len(self.absent) - len(self.fixed)
+        text = f"rank {self.rank} of {free}, residual {1e3 * self.rms:.1f} meV/atom over {self.frames} frames"
+        if self.tied:
+            groups = "; ".join(", ".join(group) for group in self.tied)
+            text += (
+                f"; not determined separately: {groups} (add frames of another composition, or their isolated atoms)"
+            )
+        return text
+
+
+def fit_composition(
+    data: Dataset | FrameTable | Sequence[Frame] | tuple[np.ndarray, np.ndarray],
+    elements: Sequence[str] | None = None,
+    ridge: float = 0.0,
+    fixed: Mapping[str, float] | None = None,
+) -> CompositionFit:
+    """Least squares of energies per atom on composition, streamed through the normal equations.
+
+    Parameters
+    ----------
+    data: a dataset, its table, frames, or (counts (F, E), energies (F,)) with ``elements`` naming the columns.
+    elements: symbols in the order of the result; those that occur when not given.
+    ridge: relative to the mean diagonal of the normal matrix, pulls undetermined directions to zero.
+    fixed: element → eV, held; e.g. ``isolated_energies(table)``.
+
+    Raises
+    ------
+    UserError
+        when no frame has an energy, or an element occurs that is not in ``elements``.
+    """
+    if isinstance(data, tuple):
+        if elements is None:
+            raise UserError("fit_composition: counts need elements that name their columns")
+        chunks: Iterable[tuple[np.ndarray, np.ndarray]] = [
+            (np.asarray(data[0], dtype=np.float64), np.asarray(data[1], dtype=np.float64))
+        ]
+        names = tuple(elements)
+    else:
+        table = data if isinstance(data, FrameTable) else data.table if isinstance(data, Dataset) else table_of(data)
+        names = tuple(elements) if elements is not None else tuple(table.elements)
+        chunks = _chunks(table, names)
+    size = len(names)
+    normal, right, square = np.zeros((size, size)), np.zeros(size), 0.0
+    atoms, occurrences, frames = np.zeros(size), np.zeros(size), 0
+    for counts, energies in chunks:
+        known = np.isfinite(energies) & (counts.sum(1) > 0)
+        counts, energies = counts[known], energies[known]
+        per_atom = counts.sum(1, keepdims=True)
+        share, target = counts / per_atom, energies / per_atom[:, 0]
+        normal += share.T @ share
+        right += share.T @ target
+        square += float(target @ target)
+        atoms += counts.sum(0)
+        occurrences += (counts > 0).sum(0)
+        frames += len(counts)
+    if frames == 0:
+        raise UserError("no frame has an energy, so there are no energies per element to fit; name the energy key")
+    return _solve(names, normal, right, square, frames, atoms, occurrences, ridge, dict(fixed or {}))
+
+
+def _solve(
+    names: tuple[str, ...],
+    normal: np.ndarray,
+    right: np.ndarray,
+    square: float,
+    frames: int,
+    atoms: np.ndarray,
+    occurrences: np.ndarray,
+    ridge: float,
+    fixed: dict[str, float],
+) -> CompositionFit:
+    bias = np.array([fixed.get(e, 0.0) for e in names])
+    held = np.array([e in fixed for e in names])
+    free = np.flatnonzero((atoms > 0) & ~held)
+    tied: list[tuple[str, ...]] = []
+    rank = 0
+    if len(free):
+        matrix = normal[np.ix_(free, free)]
+        vector = right[free] - normal[np.ix_(free, np.flatnonzero(held))] @ bias[held]
+        values = np.linalg.eigvalsh(_scaled(matrix))
+        rank = int((values > _TOLERANCE * values[-1]).sum())
+        tied = _ties(matrix, [names[i] for i in free])
+        matrix = matrix + ridge * np.trace(matrix) / len(free) * np.eye(len(free))
+        bias[free] = np.linalg.pinv(matrix, rcond=_TOLERANCE, hermitian=True) @ vector
+    squared = square - 2.0 * bias @ right + bias @ normal @ bias
+    return CompositionFit(
+        names, bias, rank, tuple(tied), tuple(e for e, a in zip(names, atoms, strict=True) if a == 0 and e not in fixed),
+        tuple(e for e in names if e in fixed), float(np.sqrt(max(squared, 0.0) / frames)), frames,
+        atoms.astype(np.int64), occurrences.astype(np.int64),
+    )  # fmt: skip
+
+
+def _scaled(matrix: np.ndarray) -> np.ndarray:
+    """Unit diagonal, so that a rare element is not taken for an undetermined one."""
+    root = np.sqrt(np.diag(matrix))
+    return matrix / np.outer(root, root)
+
+
+def _ties(matrix: np.ndarray, names: list[str]) -> list[tuple[str, ...]]:
+    """Groups of elements connected by the null space."""
+    values, vectors = np.linalg.eigh(_scaled(matrix))
+    null = vectors[:, values <= _TOLERANCE * values[-1]]
+    projector = np.abs(null @ null.T)
+    groups: list[set[int]] = []
+    for i in np.flatnonzero(np.diag(projector) > 1e-6):
+        mates = set(np.flatnonzero(projector[i] > 1e-6).tolist()) | {int(i)}
+        for group in [g for g in groups if g & mates]:
+            groups.remove(group)
+            mates |= group
+        groups.append(mates)
+    return [tuple(names[k] for k in sorted(group)) for group in groups]
+
+
+def _chunks(table: FrameTable, names: tuple[str, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    missing = sorted(set(table.elements) - set(names), key=lambda e: atomic_numbers[e])
+    if missing:
+        raise UserError(f"the frames hold {', '.join(missing)}, which is not among the elements {', '.join(names)}")
+    column = np.full(119, -1)
+    column[[atomic_numbers[e] for e in names]] = np.arange(len(names))
+    starts = np.concatenate([[0], np.cumsum(table.kinds)])
+    for first in range(0, len(table), _CHUNK):
+        last = min(first + _CHUNK, len(table))
+        entries = slice(starts[first], starts[last])
+        counts = np.zeros((last - first, len(names)))
+        owner = np.repeat(np.arange(last - first), table.kinds[first:last])
+        counts[owner, column[table.z[entries]]] = table.count[entries]
+        yield counts, table.energy[first:last]
+
+
+def isolated(table: FrameTable) -> np.ndarray:
+    """(F,) bool: frames of one atom that are not periodic in all directions."""
+    return (table.n_atoms == 1) & (table.volume == 0)
+
+
+def isolated_energies(table: FrameTable) -> dict[str, float]:
+    """Element → energy (eV) of its isolated atom, the first where there are several."""
+    chosen = table.take(np.flatnonzero(isolated(table) & np.isfinite(table.energy)))
+    found: dict[str, float] = {}
+    for z, energy in zip(chosen.z.tolist(), chosen.energy.tolist(), strict=True):
+        found.setdefault(chemical_symbols[z], energy)
+    return found
