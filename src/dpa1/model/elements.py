@@ -16,13 +16,14 @@ from dpa1.model.networks import EmbeddingNet
 _SUBSHELLS = "1s 2s 2p 3s 3p 3d 4s 4p 4d 4f 5s 5p 5d 5f 6s 6p 6d 7s 7p".split()
 _CAPACITY = {"s": 2, "p": 6, "d": 10, "f": 14}
 _MADELUNG = "1s 2s 2p 3s 3p 4s 3d 4p 5s 4d 5p 6s 4f 5d 6p 7s 5f 6d 7p".split()
-# Ground states that differ from the Madelung filling.
+# Ground states that differ from the Madelung filling, as DeePMD-kit tabulates them (Lr with 6d¹, Ds with 6d⁹7s¹).
 _EXCEPTIONS: dict[str, dict[str, int]] = {
     "Cr": {"4s": 1, "3d": 5}, "Cu": {"4s": 1, "3d": 10}, "Nb": {"5s": 1, "4d": 4}, "Mo": {"5s": 1, "4d": 5},
     "Ru": {"5s": 1, "4d": 7}, "Rh": {"5s": 1, "4d": 8}, "Pd": {"5s": 0, "4d": 10}, "Ag": {"5s": 1, "4d": 10},
     "La": {"4f": 0, "5d": 1}, "Ce": {"4f": 1, "5d": 1}, "Gd": {"4f": 7, "5d": 1}, "Pt": {"6s": 1, "5d": 9},
     "Au": {"6s": 1, "5d": 10}, "Ac": {"5f": 0, "6d": 1}, "Th": {"5f": 0, "6d": 2}, "Pa": {"5f": 2, "6d": 1},
-    "U": {"5f": 3, "6d": 1}, "Np": {"5f": 4, "6d": 1}, "Cm": {"5f": 7, "6d": 1}, "Lr": {"6d": 0, "7p": 1},
+    "U": {"5f": 3, "6d": 1}, "Np": {"5f": 4, "6d": 1}, "Cm": {"5f": 7, "6d": 1},
+    "Ds": {"7s": 1, "6d": 9}, "Rg": {"7s": 1, "6d": 10},
 }  # fmt: skip
 
 
