@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dpa1.cli.terminal import keep_trace_in
 from dpa1.errors import UserError
 
 
@@ -32,6 +33,7 @@ def train(
     if seed is not None:
         overrides["seed"] = seed
     run = _load(config, overrides)
+    keep_trace_in(Path(run.output))
 
     from dpa1.training.run import train as train_potential
 

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from ase.data import atomic_numbers, chemical_symbols
 
-from dpa1.batch import make_batch
 from dpa1.config.run import RunConfig, config_from, load_config, write_config
-from dpa1.data.read import iter_frames
 from dpa1.errors import UserError
-from dpa1.frames import Frame
-from dpa1.model.file import save_model
-from dpa1.model.metrics import Metrics
 from dpa1.model.potential import Potential
-from dpa1.training import checkpoint
-from dpa1.training.bias import Pins, isolated_atoms
+from dpa1.training import bias, checkpoint, finish
 from dpa1.training.distributed import World, join, leave
-from dpa1.training.feed import Feed
 from dpa1.training.loggers import open_loggers
-from dpa1.training.loss import LABELS
+from dpa1.training.prepare import (
+    Data,
+    build,
+    evaluation_loader,
+    make_loader,
+    open_checked,
+    resolve_steps,
+    sample,
+)
 from dpa1.training.progress import Report
-from dpa1.training.statistics import install, measure
+from dpa1.training.resume import stored_config
 from dpa1.training.trainer import Trainer
+
+CONTENT = """run folder {folder}
+  config.yaml    the complete configuration      checkpoints/   to continue with --resume
+  train.log      these lines                     best.dpa1      best model so far, by validation
+  metrics.csv    errors along the run            model.dpa1     the trained model, at the end"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class RunResult:
     folder: the run folder.
     steps: optimizer steps done.
     seconds: time in the training loop.
-    valid, test: errors of the model as ``Metrics.result`` gives them (eV/atom, eV/Å), empty without such data.
+    valid, test: errors of the model (energy_rmse eV/atom, force_rmse eV/Å…), empty without such data.
     """
 
     model: Path
@@ -51,14 +54,12 @@ class RunResult:
     test: dict[str, Any] = field(default_factory=dict)
 
 
-def train(
-    config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = False, quiet: bool = False
-) -> RunResult:
+def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = False, quiet: bool = False) -> RunResult:
     """Train a potential as ``config`` (or the file it names) says.
 
     Parameters
     ----------
-    resume: continue the interrupted run in the output folder, exactly where its last checkpoint stands.
+    resume: continue the interrupted run in the output folder exactly where its last checkpoint stands.
     quiet: nothing on the screen; ``train.log`` is written all the same.
 
     Raises
@@ -73,71 +74,96 @@ def train(
     elif isinstance(config, dict):
         config = config_from(config, "configuration")
     folder = Path(config.output)
-    if not resume and (folder / "config.yaml").exists():
-        raise UserError(f"{folder}: already holds a run; choose another output, or continue it with --resume")
     world = join(config.training.device)
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    report = Report(folder if world.main else None, quiet=quiet or not world.main)
+    report = None
     try:
+        _check_folder(folder, resume, world)
+        if resume:
+            config = stored_config(folder, config)
+        if config.training.threads:
+            torch.set_num_threads(config.training.threads)
+        report = Report(folder if world.main else None, quiet=quiet or not world.main)
         return _train(config, folder, world, report, resume)
     finally:
-        report.close()
+        if report is not None:
+            report.close()
         leave()
 
 
+def _check_folder(folder: Path, resume: bool, world: World) -> None:
+    # The main process looks for all: another one might look when the main one has already begun to write.
+    holds = world.agree(world.main and (folder / "config.yaml").exists())
+    if holds and not resume:
+        raise UserError(f"{folder}: already holds a run; choose another output, or continue it with --resume")
+    if resume and not holds:
+        raise UserError(f"{folder}: holds no run to resume; drop --resume, or give the output folder of the run")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror}); choose another output") from None
+
+
 def _train(config: RunConfig, folder: Path, world: World, report: Report, resume: bool) -> RunResult:
-    frames = _read(config.data.train)
-    train_frames, valid_frames = _split(frames, config)
-    elements = tuple(chemical_symbols[z] for z in sorted({int(z) for f in frames for z in f.numbers}))
-    model = config.model.model_copy(update={"elements": config.model.elements or elements})
-    rng = np.random.default_rng(config.seed)
-    chosen = rng.permutation(len(train_frames))[: config.training.statistics_frames]
-    sample = [train_frames[i] for i in chosen]
-    statistics = measure((make_batch([f], model.cutoff) for f in sample), model)
-    if model.convention == "smooth" and model.mean_neighbors is None:
-        model = model.model_copy(update={"mean_neighbors": round(statistics.mean_neighbors, 4)})
-    torch.manual_seed(config.seed)
-    potential = Potential(model)
-    install(potential, statistics)
-    numbers = [atomic_numbers[e] for e in potential.elements]
-    counts = np.array([[(f.numbers == z).sum() for z in numbers] for f in sample if f.energy is not None])
-    energies = np.array([f.energy for f in sample if f.energy is not None])
-    if len(energies):
-        potential.energy_bias[0] = torch.from_numpy(np.linalg.lstsq(counts, energies, rcond=None)[0])
-    potential.to(world.device)
-    budget, seed = config.training.budget, config.seed
-    feed = Feed(train_frames, model.cutoff, budget, seed, world.rank, world.size)
-    valid = Feed(valid_frames, model.cutoff, budget, seed, world.rank, world.size) if valid_frames else None
-    config = config.model_copy(update={"model": model})
+    report.say(CONTENT.format(folder=folder))
     start = checkpoint.latest(folder / "checkpoints") if resume else None
+    data = open_checked(config)
+    _describe(data, config, report)
+    potential, pins = _model(config, data, start, report)
+    potential.to(world.device)
+    train = make_loader(data.train, config, potential.cutoff, world)
+    config = resolve_steps(config.model_copy(update={"model": potential.config}), train.sampler)
+    valid = evaluation_loader(data.valid, config, potential.cutoff, world) if data.valid else None
+    trainer = Trainer(potential, config, world, train, valid, folder, report, pins)
+    if start is not None:
+        trainer.load(start)
+        report.say(f"continuing from {start}")
+    world.share([*potential.parameters(), *potential.buffers()])
     if world.main:
         write_config(config, folder / "config.yaml")
-    loggers = open_loggers(config.loggers, folder, config.model_dump(mode="json"), 0) if world.main else []
-    trainer = Trainer(
-        potential, config.training, config.loss, world, feed, valid, folder, loggers, report, None, None
-    )
-    if start:
-        trainer.load(start)
-    trainer.run()
+        values = config.model_dump(mode="json", exclude_none=True)
+        trainer.loggers = open_loggers(config.loggers, folder, values, trainer.progress.step)
+    try:
+        trainer.run()
+    finally:
+        train.close()
+        for logger in trainer.loggers:
+            logger.close()
     trainer.restore_best()
-    path = folder / "model.dpa1"
-    if world.main:
-        save_model(potential, path)
-    return RunResult(path, folder, trainer.progress.step, trainer.progress.seconds)
+    if config.training.refit_bias:
+        text = bias.refit(potential, data.train, config, train, pins, world)
+        report.say(text)
+    errors = finish.evaluate_parts(potential, data, config, world, valid)
+    model = finish.save(potential, config, data, folder, trainer.progress, errors, world)
+    report.say(finish.summary(errors, model, trainer.progress))
+    return RunResult(model, folder, trainer.progress.step, trainer.progress.seconds, **errors)
 
 
-def _read(sources: Any) -> list[Frame]:
-    return [f for s in sources for f in iter_frames(s.path, s.labels or None)]
+def _model(
+    config: RunConfig, data: Data, start: Path | None, report: Report
+) -> tuple[Potential, bias.Pins | None]:
+    """The model to train: measured from the data, or empty for a checkpoint to fill."""
+    isolated = bias.isolated_energies(data.train, config)
+    if start is not None:
+        potential = Potential(config.model, [data.level])
+    else:
+        chosen = sample(data.train, config.training.statistics_frames, config.seed)
+        potential, most = build(config.model, data, chosen, config.seed)
+        if config.model.sel is not None and most > config.model.sel:
+            report.say(f"an atom has {most} neighbors, more than sel {config.model.sel}: the farthest are not seen")
+        mean = potential.config.mean_neighbors or potential.config.sel
+        report.say(f"neighbors within {potential.cutoff:g} Å: at most {most}; contraction divided by {mean:g}")
+        report.say(bias.initialise(potential, data.train, config, isolated))
+    parameters = sum(p.numel() for p in potential.parameters())
+    report.say(f"model: {parameters:,} parameters, {potential.config.convention} convention, {potential.config.precision}")
+    return potential, bias.Pins(potential, isolated) if isolated else None
 
 
-def _split(frames: list[Frame], config: RunConfig) -> tuple[list[Frame], list[Frame]]:
-    valid = config.data.valid
-    if valid is None:
-        return frames, []
-    if isinstance(valid, float):
-        order = np.random.default_rng([config.seed, 1]).permutation(len(frames))
-        n = max(1, round(valid * len(frames)))
-        return [frames[i] for i in np.sort(order[n:])], [frames[i] for i in np.sort(order[:n])]
-    return frames, _read(valid)
+def _describe(data: Data, config: RunConfig, report: Report) -> None:
+    report.say(data.train.report.shortened())
+    for name, part in (("training", data.train), ("validation", data.valid), ("test", data.test)):
+        if part is not None:
+            coverage = ", ".join(f"{label} {n}" for label, n in part.coverage.items() if n)
+            sizes = part.sizes
+            report.say(f"{name}: {len(part)} frames of {sizes.min()}–{sizes.max()} atoms; labels: {coverage or 'none'}")
+    if data.train.coverage["virial"] and "virial" not in config.loss.terms:
+        report.say("note: the training data have virials, which the loss ignores; set loss.virial to use them")

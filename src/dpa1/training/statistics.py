@@ -68,8 +68,11 @@ def measure(batches: Iterable[Batch], config: ModelConfig) -> Statistics:
 
 def install(potential: Potential, statistics: Statistics) -> None:
     """Give ``potential`` its normalisation."""
-    potential.descriptor.mean.copy_(statistics.mean)
-    potential.descriptor.scale.copy_(statistics.scale)
+    mean, scale = statistics.mean, statistics.scale
+    if potential.config.slot_statistics:
+        mean, scale = mean.unsqueeze(1), scale.unsqueeze(1)
+    potential.descriptor.mean.copy_(mean)
+    potential.descriptor.scale.copy_(scale)
 
 
 def _divisor(config: ModelConfig) -> dict[str, float]:

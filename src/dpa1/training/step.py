@@ -46,10 +46,9 @@ class Step:
         clipper: Clipper,
         world: World,
         pins: Pins | None,
-        level: str | None,
     ) -> None:
         self.potential, self.loss, self.optimizer, self.clipper = potential, loss, optimizer, clipper
-        self.world, self.pins, self.level = world, pins, level
+        self.world, self.pins = world, pins
         self.parameters = [p for p in potential.parameters() if p.requires_grad]
         self.sums = torch.zeros(4, 3, dtype=torch.float64, device=world.device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=world.device)  # frames, Σ loss
@@ -82,7 +81,7 @@ class Step:
     def losses(self, batch: Batch, ramp: float) -> Tensor:
         """(F,) differentiable losses of one batch; adds its errors to the running sums."""
         energy = self.pins.apply(self.potential, batch) if self.pins else None
-        prediction = self.potential.predict(batch, create_graph=True, level=self.level, **self.loss.needs)
+        prediction = self.potential.predict(batch, create_graph=True, **self.loss.needs)
         if energy is not None:
             prediction["energy"] = prediction["energy"] + energy
         self.sums += frame_sums(batch, prediction).sum(0)

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dpa1.config.training import LossConfig, TrainingConfig
+from dpa1.config.run import RunConfig
+from dpa1.data.loader import Loader
 from dpa1.errors import RunError
+from dpa1.frames import Frame
 from dpa1.model.file import save_model
 from dpa1.model.metrics import Metrics
 from dpa1.model.potential import Potential
@@ -24,7 +27,6 @@ from dpa1.training import checkpoint, trouble
 from dpa1.training.bias import Pins
 from dpa1.training.distributed import World
 from dpa1.training.ema import Average
-from dpa1.training.feed import Feed
 from dpa1.training.loggers import ERRORS, Logger
 from dpa1.training.loss import Loss
 from dpa1.training.optimizer import Clipper, load_optimizer_state, make_optimizer, optimizer_state
@@ -50,32 +52,32 @@ class Trainer:
 
     Parameters
     ----------
-    train, valid: batches to train on, and to validate on (sharded over processes) if any.
+    train: this process's endless batches.
+    valid: this process's share of the validation frames, and how it is cut into batches.
     folder: run folder; checkpoints and ``best.dpa1`` go there.
     """
 
     def __init__(
         self,
         potential: Potential,
-        config: TrainingConfig,
-        loss: LossConfig,
+        run: RunConfig,
         world: World,
-        train: Feed,
-        valid: Feed | None,
+        train: Loader,
+        valid: tuple[Loader, list[np.ndarray]] | None,
         folder: Path,
-        loggers: list[Logger],
         report: Report,
         pins: Pins | None = None,
-        level: str | None = None,
     ) -> None:
+        config = run.training
         self.potential, self.config, self.world, self.folder = potential, config, world, folder
-        self.train, self.valid, self.loggers, self.report, self.pins = train, valid, loggers, report, pins
-        self.loss, self.schedule, self.level = Loss(loss), Schedule(config), level
+        self.train, self.valid, self.report, self.pins = train, valid, report, pins
+        self.loggers: list[Logger] = []
+        self.loss, self.schedule = Loss(run.loss), Schedule(config)
         parameters = [p for p in potential.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(parameters, config.optimizer)
         self.clipper = Clipper(config, world.device)
         self.average = Average(potential, config.ema) if config.ema else None
-        self.step = Step(potential, self.loss, self.optimizer, self.clipper, world, pins, level)
+        self.step = Step(potential, self.loss, self.optimizer, self.clipper, world, pins)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.log_every = config.log_every or max(min(10, config.steps), config.steps // 200)
@@ -92,13 +94,13 @@ class Trainer:
             with _stop_signals() as stop:
                 while state.step < steps:
                     number = state.step
-                    indices, batches = self._batches()
+                    place = self.train.state_dict()
+                    batches = [next(self.train).to(self.world.device) for _ in range(self.config.accumulate)]
                     rate = self.schedule(number)
                     ramp = self.schedule.ramp(number, self.loss.config.follow_warmup)
                     outcome = self.step(batches, rate, ramp, stop.is_set())
                     if not outcome.finite:
-                        frames = [self.train.dataset[i] for i in indices]
-                        raise trouble.stop(self.step, frames, ramp, self.folder, number + 1, self._saved)
+                        raise trouble.stop(self.step, self._frames(place), ramp, self.folder, number + 1, self._saved)
                     state.step, state.gradient = number + 1, outcome.gradient
                     if self.average:
                         self.average.update(number)
@@ -130,10 +132,11 @@ class Trainer:
         if self.pins:
             self.pins.fold(self.potential)
 
-    def _batches(self) -> tuple[list[int], list[Any]]:
-        pairs = [next(self.train) for _ in range(self.config.accumulate)]
-        device = self.world.device
-        return [i for indices, _ in pairs for i in indices], [batch.to(device) for _, batch in pairs]
+    def _frames(self, place: dict[str, Any]) -> list[Frame]:
+        """The frames of the step that began at ``place`` of the data stream."""
+        self.train.load_state_dict(place)
+        numbers = [int(i) for _ in range(self.config.accumulate) for i in self.train.sampler.next()]
+        return [self.train.dataset[i] for i in numbers]
 
     def _tell(self, step: int, rate: float) -> bool:
         """Validate and log when it is time; True after a validation."""
@@ -144,7 +147,7 @@ class Trainer:
                 self.report.advance(step)
             return False
         sums, (frames, total) = self.step.take_sums()
-        values = {"step": step, "epoch": self.train.epochs, "learning_rate": rate, "train_loss": float(total / frames)}
+        values = {"step": step, "epoch": self._epoch(), "learning_rate": rate, "train_loss": float(total / frames)}
         values.update(_errors("train", sums))
         if validate:
             values.update(self.validate())
@@ -155,6 +158,10 @@ class Trainer:
             self.report.row(values)
         return validate
 
+    def _epoch(self) -> float:
+        state = self.train.state_dict()
+        return float(state["epoch"] + state["position"] / len(self.train.sampler.batches(state["epoch"])))
+
     def validate(self) -> dict[str, float]:
         """Errors on the validation frames, each counted once; keeps the model when it is the best so far."""
         assert self.valid is not None
@@ -163,9 +170,10 @@ class Trainer:
                 self.pins.fold(self.potential)
             metrics = Metrics()
             total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-            for batch in self.valid.once():
-                batch = batch.to(self.world.device)
-                prediction = self.potential.predict(batch, level=self.level)
+            loader, batches = self.valid
+            for indices in batches:
+                batch = loader.make(indices).to(self.world.device)
+                prediction = self.potential.predict(batch)
                 metrics.update(batch, prediction)
                 losses = self.loss(batch, prediction, ramp=0.0).detach()
                 total += torch.stack([losses.sum(), torch.full_like(losses.sum(), len(batch))])
@@ -203,7 +211,7 @@ class Trainer:
             # The error sums of a row in the making are spread over the processes.
             tensors["sums"]["errors"] = self.world.add(self.step.sums.clone())
         if self.world.main:
-            header = {"progress": vars(self.progress), "sampler": self.train.state()}
+            header = {"progress": vars(self.progress), "sampler": self.train.state_dict()}
             folder = self.folder / "checkpoints"
             self._saved = checkpoint.write_checkpoint(
                 folder, self.progress.step, header, tensors, self.config.keep_checkpoints
@@ -223,7 +231,7 @@ class Trainer:
         self.step.totals.copy_(tensors["sums"]["totals"])
         torch.set_rng_state(tensors["random"]["cpu"])
         self.progress = Progress(**header["progress"])
-        self.train.load(header["sampler"])
+        self.train.load_state_dict(header["sampler"])
         self._saved = path
         if self.best and self.world.main:
             self._rewrite_best()

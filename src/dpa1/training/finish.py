@@ -1,0 +1,104 @@
+"""What happens after the last step: errors on validation and test data, the model file, the summary."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpa1 import __version__
+from dpa1.config.run import RunConfig
+from dpa1.container import replace_file
+from dpa1.data.loader import Loader
+from dpa1.model.file import save_model
+from dpa1.model.metrics import Metrics
+from dpa1.model.potential import Potential
+from dpa1.training.distributed import World
+from dpa1.training.prepare import Data, evaluation_loader
+from dpa1.training.trainer import Progress
+
+
+def measure_errors(potential: Potential, share: tuple[Loader, list[np.ndarray]], world: World) -> dict[str, Any]:
+    """Errors over all processes' shares of some frames, as ``Metrics.result`` gives them."""
+    loader, batches = share
+    metrics = Metrics()
+    for indices in batches:
+        batch = loader.make(indices).to(world.device)
+        metrics.update(batch, potential.predict(batch))
+    metrics.sums = world.add(metrics.sums.to(world.device))
+    result = metrics.result()
+    return {key: value for key, value in result.items() if key not in ("per_source", "worst")}
+
+
+def evaluate_parts(
+    potential: Potential, data: Data, config: RunConfig, world: World, valid: tuple[Loader, list[np.ndarray]] | None
+) -> dict[str, dict[str, Any]]:
+    """``valid`` and ``test`` errors of the finished model; empty where there is no such data."""
+    errors: dict[str, dict[str, Any]] = {"valid": {}, "test": {}}
+    if valid is not None:
+        errors["valid"] = measure_errors(potential, valid, world)
+    if data.test is not None:
+        share = evaluation_loader(data.test, config, potential.cutoff, world)
+        errors["test"] = measure_errors(potential, share, world)
+    return errors
+
+
+def save(
+    potential: Potential,
+    config: RunConfig,
+    data: Data,
+    folder: Path,
+    progress: Progress,
+    errors: dict[str, dict[str, Any]],
+    world: World,
+) -> Path:
+    """Write ``model.dpa1`` with its provenance, and ``errors.json``."""
+    path = folder / "model.dpa1"
+    if world.main:
+        numbers = {part: _numbers(values) for part, values in errors.items() if values}
+        potential.info = {
+            "trained": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "dpa1": __version__,
+            "torch": str(torch.__version__),
+            "steps": progress.step,
+            "seconds": round(progress.seconds, 1),
+            "seed": config.seed,
+            "sources": data.train.sources[:50],
+            "frames": {
+                name: len(part)
+                for name, part in (("train", data.train), ("valid", data.valid), ("test", data.test))
+                if part is not None
+            },
+            "errors": numbers,
+            "run": config.model_dump(mode="json", exclude_none=True, exclude={"model"}),
+        }
+        save_model(potential, path)
+        replace_file(folder / "errors.json", json.dumps(numbers, indent=2).encode())
+    world.wait()
+    return path
+
+
+def summary(errors: dict[str, dict[str, Any]], model: Path, progress: Progress) -> str:
+    """The last lines of a run."""
+    lines = [f"finished {progress.step} steps in {progress.seconds:.0f} s"]
+    if progress.best_step:
+        lines[0] += f"; the model is the best one, of step {progress.best_step}"
+    for part, values in errors.items():
+        if values:
+            shown = [
+                f"{quantity} {1000 * values[f'{quantity}_rmse']:.4g} {unit}"
+                for quantity, unit in (("energy", "meV/atom"), ("force", "meV/Å"), ("virial", "meV/atom"))
+                if not math.isnan(values[f"{quantity}_rmse"])
+            ]
+            lines.append(f"RMSE on {values['n_frames']} {part} frames: {', '.join(shown)}")
+    return "\n".join([*lines, f"model: {model}"])
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: what was not measured is left out."""
+    return {k: v for k, v in values.items() if not (isinstance(v, float) and math.isnan(v)) and k != "per_element"}
