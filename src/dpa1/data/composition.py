@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ class CompositionFit:
 
     Attributes
     ----------
-    elements: (E,) symbols.  bias: (E,) eV per atom; of the solutions that fit equally well the one of smallest norm.
+    elements: (E,) symbols.  bias: (E,) eV per atom; where several fit equally well, those nearest to the mean energy per atom.
     rank: number of independent combinations the frames determine (E when nothing is tied).
     tied: groups of elements whose biases cannot be told apart, e.g. (("H", "O"),) for water alone.
     absent: elements without any frame; their bias is 0.
@@ -52,7 +52,7 @@ class CompositionFit:
 
     def rows(self) -> list[tuple[str, int, int, float, str]]:
         """(element, atoms, frames, bias, remark) per element, for a table."""
-        remarks = {e: "no frame has it" for e in self.absent} | {e: "given" for e in self.fixed}
+        remarks = dict.fromkeys(self.absent, "no frame has it") | dict.fromkeys(self.fixed, "given")
         for group in self.tied:
             for element in group:
                 others = ", ".join(e for e in group if e != element)
@@ -92,7 +92,7 @@ def fit_composition(
     ----------
     data: a dataset, its table, frames, or (counts (F, E), energies (F,)) with ``elements`` naming the columns.
     elements: symbols in the order of the result; those that occur when not given.
-    ridge: relative to the mean diagonal of the normal matrix, pulls undetermined directions to zero.
+    ridge: relative to the mean diagonal of the normal matrix, pulls all biases towards the mean energy per atom.
     fixed: element → eV, held; e.g. ``isolated_energies(table)``.
 
     Raises
@@ -103,63 +103,70 @@ def fit_composition(
     if isinstance(data, tuple):
         if elements is None:
             raise UserError("fit_composition: counts need elements that name their columns")
-        chunks: Iterable[tuple[np.ndarray, np.ndarray]] = [
-            (np.asarray(data[0], dtype=np.float64), np.asarray(data[1], dtype=np.float64))
-        ]
         names = tuple(elements)
+        columns = (np.asarray(data[0], dtype=np.float64), np.asarray(data[1], dtype=np.float64))
+        chunks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]] = lambda: [columns]  # noqa: E731
     else:
         table = data if isinstance(data, FrameTable) else data.table if isinstance(data, Dataset) else table_of(data)
         names = tuple(elements) if elements is not None else tuple(table.elements)
-        chunks = _chunks(table, names)
-    size = len(names)
-    normal, right, square = np.zeros((size, size)), np.zeros(size), 0.0
-    atoms, occurrences, frames = np.zeros(size), np.zeros(size), 0
-    for counts, energies in chunks:
-        known = np.isfinite(energies) & (counts.sum(1) > 0)
-        counts, energies = counts[known], energies[known]
-        per_atom = counts.sum(1, keepdims=True)
-        share, target = counts / per_atom, energies / per_atom[:, 0]
+        chunks = lambda: _chunks(table, names)  # noqa: E731
+    size, frames = len(names), 0
+    normal, right = np.zeros((size, size)), np.zeros(size)
+    atoms, occurrences = np.zeros(size), np.zeros(size)
+    for counts, share, target in _labelled(chunks()):
         normal += share.T @ share
         right += share.T @ target
-        square += float(target @ target)
         atoms += counts.sum(0)
         occurrences += (counts > 0).sum(0)
         frames += len(counts)
     if frames == 0:
         raise UserError("no frame has an energy, so there are no energies per element to fit; name the energy key")
-    return _solve(names, normal, right, square, frames, atoms, occurrences, ridge, dict(fixed or {}))
+    bias, rank, tied = _solve(names, normal, right, atoms, ridge, dict(fixed or {}))
+    # A second pass: differences of large sums would lose the residual.
+    squared = sum(float(((target - share @ bias) ** 2).sum()) for _, share, target in _labelled(chunks()))
+    held = dict(fixed or {})
+    absent = tuple(e for e, a in zip(names, atoms, strict=True) if a == 0 and e not in held)
+    return CompositionFit(
+        names, bias, rank, tied, absent, tuple(e for e in names if e in held), float(np.sqrt(squared / frames)), frames,
+        atoms.astype(np.int64), occurrences.astype(np.int64),
+    )  # fmt: skip
+
+
+def _labelled(
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(counts, fractions, energies per atom) of the frames that have an energy."""
+    for counts, energies in chunks:
+        known = np.isfinite(energies) & (counts.sum(1) > 0)
+        counts, energies = counts[known], energies[known]
+        n = counts.sum(1)
+        yield counts, counts / n[:, None], energies / n
 
 
 def _solve(
     names: tuple[str, ...],
     normal: np.ndarray,
     right: np.ndarray,
-    square: float,
-    frames: int,
     atoms: np.ndarray,
-    occurrences: np.ndarray,
     ridge: float,
     fixed: dict[str, float],
-) -> CompositionFit:
+) -> tuple[np.ndarray, int, tuple[tuple[str, ...], ...]]:
     bias = np.array([fixed.get(e, 0.0) for e in names])
     held = np.array([e in fixed for e in names])
     free = np.flatnonzero((atoms > 0) & ~held)
-    tied: list[tuple[str, ...]] = []
-    rank = 0
-    if len(free):
-        matrix = normal[np.ix_(free, free)]
-        vector = right[free] - normal[np.ix_(free, np.flatnonzero(held))] @ bias[held]
-        values = np.linalg.eigvalsh(_scaled(matrix))
-        rank = int((values > _TOLERANCE * values[-1]).sum())
-        tied = _ties(matrix, [names[i] for i in free])
-        matrix = matrix + ridge * np.trace(matrix) / len(free) * np.eye(len(free))
-        bias[free] = np.linalg.pinv(matrix, rcond=_TOLERANCE, hermitian=True) @ vector
-    squared = square - 2.0 * bias @ right + bias @ normal @ bias
-    return CompositionFit(
-        names, bias, rank, tuple(tied), tuple(e for e, a in zip(names, atoms, strict=True) if a == 0 and e not in fixed),
-        tuple(e for e in names if e in fixed), float(np.sqrt(max(squared, 0.0) / frames)), frames,
-        atoms.astype(np.int64), occurrences.astype(np.int64),
-    )  # fmt: skip
+    if not len(free):
+        return bias, 0, ()
+    matrix = normal[np.ix_(free, free)]
+    vector = right[free] - normal[np.ix_(free, np.flatnonzero(held))] @ bias[held]
+    start = float(vector @ np.ones(len(free)) / matrix.sum())
+    values = np.linalg.eigvalsh(_scaled(matrix))
+    rank = int((values > _TOLERANCE * values[-1]).sum())
+    tied = _ties(matrix, [names[i] for i in free])
+    matrix = matrix + ridge * np.trace(matrix) / len(free) * np.eye(len(free))
+    root = np.sqrt(np.diag(matrix))
+    rest = (vector - matrix.sum(1) * start) / root
+    bias[free] = start + np.linalg.pinv(_scaled(matrix), rcond=_TOLERANCE, hermitian=True) @ rest / root
+    return bias, rank, tuple(tied)
 
 
 def _scaled(matrix: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import time
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -270,8 +270,10 @@ def _pread(fd: int, size: int, offset: int) -> bytearray:
     return buffer
 
 
-def write_store(frames: Iterable[Frame], path: str | os.PathLike[str], **about: Any) -> int:
-    """Write frames to a new store and return how many.
+def write_store(
+    frames: Iterable[Frame], path: str | os.PathLike[str], about: Callable[[], dict[str, Any]] = dict
+) -> int:
+    """Write frames to a new store and return how many; ``about()`` gives further metadata once all are written.
 
     Raises
     ------
@@ -289,5 +291,5 @@ def write_store(frames: Iterable[Frame], path: str | os.PathLike[str], **about: 
     except BaseException:
         writer.__exit__(UserError, None, None)
         raise
-    writer.finish(**about)
+    writer.finish(**about())
     return n
