@@ -97,15 +97,23 @@ def initialise(potential: Potential, dataset: Dataset, config: RunConfig, isolat
 
 
 def refit(
-    potential: Potential, dataset: Dataset, config: RunConfig, loader: Loader, pins: Pins | None, world: World
+    potential: Potential,
+    dataset: Dataset,
+    config: RunConfig,
+    loader: Loader,
+    pins: Pins | None,
+    world: World,
+    frames: int | None = None,
 ) -> str:
     """Shift the bias by the least-squares fit of label − prediction on a sample of training frames. Returns a table.
 
-    Pinned isolated atoms and given values stay as they are.
+    Pinned isolated atoms and given values stay as they are. ``frames``: sample size, the configuration's if not given.
     """
+    if pins:
+        pins.fold(potential)
     chosen = np.flatnonzero(np.isfinite(dataset.table.energy))
     if len(chosen):
-        chosen = chosen[sample(dataset.subset(chosen), config.training.statistics_frames, config.seed)]
+        chosen = chosen[sample(dataset.subset(chosen), frames or config.training.statistics_frames, config.seed)]
     held = dict.fromkeys([*(pins.symbols if pins else ()), *config.training.energy_bias], 0.0)
     if not len(chosen) or len(held) == len(potential.elements):
         return "energy bias: nothing to refit"
@@ -123,4 +131,4 @@ def refit(
     world.add(counts)
     fit = fit_composition((counts.cpu().numpy(), residuals.cpu().numpy()), potential.elements, fixed=held)
     potential.energy_bias[0] += torch.from_numpy(fit.bias).to(world.device)
-    return f"energy bias, shift fitted to the residuals of the trained model\n{fit.table()}"
+    return f"energy bias, shift fitted to the residuals of the model\n{fit.table()}"

@@ -66,3 +66,9 @@ def latest(folder: Path) -> Path | None:
         older = f"; remove it to continue from {found[-2].name}" if len(found) > 1 else "; start the run anew"
         raise UserError(f"{error}{older}") from None
     return found[-1]
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove the half-written files a killed process left behind."""
+    for part in [*folder.glob(".*.part"), *(folder / "checkpoints").glob(".*.part")]:
+        part.unlink(missing_ok=True)

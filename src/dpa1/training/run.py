@@ -113,12 +113,16 @@ def _train(config: RunConfig, folder: Path, world: World, report: Report, resume
     train = make_loader(data.train, config, potential.cutoff, world)
     config = resolve_steps(config.model_copy(update={"model": potential.config}), train.sampler)
     valid = evaluation_loader(data.valid, config, potential.cutoff, world) if data.valid else None
+    if start is None:
+        # Takes out the constant that the untrained network adds, which energies would otherwise learn slowly.
+        bias.refit(potential, data.train, config, train, pins, world, frames=100)
     trainer = Trainer(potential, config, world, train, valid, folder, report, pins)
     if start is not None:
         trainer.load(start)
         report.say(f"continuing from {start}")
     world.share([*potential.parameters(), *potential.buffers()])
     if world.main:
+        checkpoint.remove_halves(folder)
         write_config(config, folder / "config.yaml")
         values = config.model_dump(mode="json", exclude_none=True)
         trainer.loggers = open_loggers(config.loggers, folder, values, trainer.progress.step)
@@ -130,8 +134,7 @@ def _train(config: RunConfig, folder: Path, world: World, report: Report, resume
             logger.close()
     trainer.restore_best()
     if config.training.refit_bias:
-        text = bias.refit(potential, data.train, config, train, pins, world)
-        report.say(text)
+        report.say(bias.refit(potential, data.train, config, train, pins, world))
     errors = finish.evaluate_parts(potential, data, config, world, valid)
     model = finish.save(potential, config, data, folder, trainer.progress, errors, world)
     report.say(finish.summary(errors, model, trainer.progress))
