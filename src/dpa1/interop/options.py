@@ -105,8 +105,9 @@ def model_config(
         "fitting_activation": fitting["activation_function"],
         "fitting_timestep": fitting["resnet_dt"],
         "precision": precision(descriptor["precision"], "descriptor", where),
-        "fitting_precision": precision(fitting["precision"], "fitting_net", where),
     }
+    if (fine := precision(fitting["precision"], "fitting_net", where)) != values["precision"]:
+        values["fitting_precision"] = fine
     return parse(ModelConfig, values, where)
 
 
