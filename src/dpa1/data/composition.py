@@ -162,10 +162,10 @@ def _solve(
     values = np.linalg.eigvalsh(_scaled(matrix))
     rank = int((values > _TOLERANCE * values[-1]).sum())
     tied = _ties(matrix, [names[i] for i in free])
+    rest = vector - matrix.sum(1) * start
     matrix = matrix + ridge * np.trace(matrix) / len(free) * np.eye(len(free))
     root = np.sqrt(np.diag(matrix))
-    rest = (vector - matrix.sum(1) * start) / root
-    bias[free] = start + np.linalg.pinv(_scaled(matrix), rcond=_TOLERANCE, hermitian=True) @ rest / root
+    bias[free] = start + np.linalg.pinv(_scaled(matrix), rcond=_TOLERANCE, hermitian=True) @ (rest / root) / root
     return bias, rank, tuple(tied)
 
 

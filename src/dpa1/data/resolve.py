@@ -51,11 +51,11 @@ def resolve(given: str | os.PathLike[str]) -> list[Source]:
     if exists:
         return _classify(path)
     if any(mark in text for mark in "*?["):
-        matches = sorted(glob.glob(text, recursive=True))
+        matches = sorted({os.path.normpath(match) for match in glob.glob(text, recursive=True)})
         if not matches:
             raise UserError(f"{text}: no file or folder matches this pattern")
         # A pattern may match a system and the folders inside it; what lies inside is read with it.
-        tops = [m for m in matches if not any(m.startswith(other.rstrip(os.sep) + os.sep) for other in matches)]
+        tops = [m for m in matches if not any(m.startswith(other + os.sep) for other in matches)]
         sources = [source for match in tops for source in _classify(Path(match), quiet=len(tops) > 1)]
         if not sources:
             raise UserError(f"{text}: nothing that matches this pattern holds structures")
