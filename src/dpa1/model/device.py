@@ -1,10 +1,13 @@
-"""Where tensors live: the one place that turns a device's name into a device."""
+"""Where and how precisely a potential computes."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 
 from dpa1.errors import UserError
+from dpa1.model.potential import DTYPES, Potential
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
@@ -30,3 +33,13 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         found = f"torch sees {count} GPU{'' if count == 1 else 's'} here" if count else "torch sees no GPU here"
         raise UserError(f"device: '{name}' is not available ({found}); use cpu" + (" or cuda:0" if count else ""))
     return device
+
+
+def frozen_copy(potential: Potential, dtype: str | None, device: torch.device) -> Potential:
+    """A copy for inference: parameters without gradients, in the given precision (its own for None), on ``device``."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype: unknown precision '{dtype}'; use {' or '.join(DTYPES)}")
+    frozen = copy.deepcopy(potential).eval().requires_grad_(False)
+    if dtype is not None:
+        frozen.set_precision(dtype)
+    return frozen.to(device)

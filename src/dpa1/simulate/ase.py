@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,14 +9,15 @@ import numpy as np
 import torch
 from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError, all_changes
 
-from dpa1.errors import RunError, UserError
+from dpa1.errors import RunError
 from dpa1.frames import matrix_to_voigt
-from dpa1.model.device import pick_device
-from dpa1.model.potential import DTYPES, Potential
+from dpa1.model.device import frozen_copy, pick_device
 from dpa1.simulate.skin import SkinList, coordination
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from dpa1.model.potential import Potential
 
 SKIN = 0.5  # Å
 
@@ -106,13 +106,3 @@ class Dpa1Calculator(BaseCalculator):
     def todict(self) -> dict[str, Any]:
         """What ASE stores beside a trajectory."""
         return {key: value for key, value in self.parameters.items() if value is not None}
-
-
-def frozen_copy(potential: Potential, dtype: str | None, device: torch.device) -> Potential:
-    """A copy for inference: parameters without gradients, in the given precision (its own for None), on ``device``."""
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype: unknown precision '{dtype}'; use {' or '.join(DTYPES)}")
-    frozen = copy.deepcopy(potential).eval().requires_grad_(False)
-    if dtype is not None:
-        frozen.set_precision(dtype)
-    return frozen.to(device)

@@ -1,0 +1,132 @@
+"""Pictures of an evaluation, a training run and an MD run. Figures are objects of their own: no global plotting state."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpa1.errors import UserError, needs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PARITY = {
+    "energy": ("energy minus energy biases (eV/atom)", 1e3, "meV/atom"),
+    "force": ("force component (eV/Å)", 1e3, "meV/Å"),
+    "virial": ("virial component (eV/atom)", 1e3, "meV/atom"),
+}
+
+
+def parity(points: Mapping[str, tuple[np.ndarray, np.ndarray]], result: Mapping[str, float]) -> Figure:
+    """Predicted against reference values, one panel per quantity.
+
+    points: quantity (energy, force, virial) → (reference, predicted), each (n,); result: the errors of ``evaluate``.
+    """
+    shown = {key: pair for key, pair in points.items() if len(pair[0])}
+    figure, axes = _panels(1, len(shown))
+    for axis, (quantity, (reference, predicted)) in zip(axes, shown.items(), strict=True):
+        label, factor, unit = PARITY[quantity]
+        axis.plot(reference, predicted, ".", markersize=2, alpha=0.5, color="C0", rasterized=True)
+        ends = [min(reference.min(), predicted.min()), max(reference.max(), predicted.max())]
+        axis.plot(ends, ends, color="0.4", linewidth=0.8)
+        axis.set_xlabel(f"reference {label}")
+        axis.set_ylabel("predicted")
+        rmse, mae = factor * result[f"{quantity}_rmse"], factor * result[f"{quantity}_mae"]
+        axis.set_title(f"RMSE {rmse:.3g}, MAE {mae:.3g} {unit}", fontsize=10)
+        axis.set_aspect("equal", adjustable="datalim")
+    return figure
+
+
+def thermo(log: str | Path) -> Figure:
+    """Temperature, energies, drift and pressure of an MD run against time, from its ``thermo.csv``."""
+    table = read_csv(log)
+    time = table["time_fs"] / 1000.0
+    rows: list[tuple[str, Sequence[tuple[str, np.ndarray]]]] = [
+        ("temperature (K)", [("", table["temperature_K"])]),
+        ("energy (eV), from the start", [
+            (name, table[f"{name}_eV"] - table[f"{name}_eV"][0]) for name in ("potential", "kinetic", "total")
+        ]),
+    ]  # fmt: skip
+    for label, column in (
+        ("drift (meV/atom)", "drift_meV_per_atom"),
+        ("pressure (GPa)", "pressure_GPa"),
+        ("volume (Å³)", "volume_A3"),
+    ):
+        values = table[column]
+        if np.isfinite(values).any() and (column != "volume_A3" or np.ptp(values) > 0):
+            rows.append((label, [("", values)]))
+    figure, axes = _panels(len(rows), 1, width=7.0, height=1.9)
+    for axis, (label, curves) in zip(axes, rows, strict=True):
+        for name, values in curves:
+            axis.plot(time, values, linewidth=0.8, label=name)
+        if len(curves) > 1:
+            axis.legend(fontsize=8, loc="best")
+        axis.set_ylabel(label, fontsize=9)
+    axes[-1].set_xlabel("time (ps)")
+    return figure
+
+
+def learning_curve(log: str | Path) -> Figure:
+    """Training and validation errors against the step, from a run's ``metrics.csv``.
+
+    Every column that ends in ``energy_rmse``, ``force_rmse`` or ``virial_rmse`` (in eV) becomes a curve.
+    """
+    table = read_csv(log)
+    panels = {}
+    for quantity, (_, factor, unit) in PARITY.items():
+        curves = {
+            name.removesuffix(f"{quantity}_rmse").strip("_/ ") or "error": factor * values
+            for name, values in table.items()
+            if name.endswith(f"{quantity}_rmse") and np.isfinite(values).any()
+        }
+        if curves:
+            panels[f"{quantity} RMSE ({unit})"] = curves
+    if not panels:
+        raise UserError(f"{log}: has no column of errors (…_energy_rmse, …_force_rmse) to draw")
+    figure, axes = _panels(1, len(panels))
+    for axis, (label, curves) in zip(axes, panels.items(), strict=True):
+        for name, values in curves.items():
+            known = np.isfinite(values)
+            axis.plot(table["step"][known], values[known], label=name, linewidth=1.0)
+        axis.set_yscale("log")
+        axis.set_xlabel("step")
+        axis.set_title(label, fontsize=10)
+        axis.legend(fontsize=8)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a PNG."""
+    figure.savefig(path, dpi=150)
+
+
+def read_csv(path: str | Path) -> dict[str, np.ndarray]:
+    """Columns of numbers by name; an empty field is NaN."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    if len(rows) < 2:
+        raise UserError(f"{path}: has no rows to draw")
+    columns = zip(*rows[1:], strict=True)
+    return {name: np.array([_number(v) for v in column]) for name, column in zip(rows[0], columns, strict=True)}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _panels(rows: int, columns: int, width: float = 4.2, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise needs("matplotlib", "plots", "drawing") from None
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex="col" if rows > 1 else False)
+    return figure, list(grid.ravel())

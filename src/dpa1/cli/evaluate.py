@@ -1,0 +1,151 @@
+"""``dpa1 evaluate``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpa1.cli.terminal import Progress, check_new, to_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dpa1.data.report import LabelReport
+    from dpa1.model.potential import Potential
+
+# quantity → (factor, unit) of the table; the JSON keeps eV and Å.
+SHOWN = {
+    "energy": (1e3, "meV/atom"),
+    "force": (1e3, "meV/Å"),
+    "virial": (1e3, "meV/atom"),
+    "stress": (160.21766208, "GPa"),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("evaluate")(evaluate_command)
+
+
+def evaluate_command(
+    model: Annotated[Path, typer.Argument(help="Model file: .dpa1, or DeePMD-kit's .dp .yaml .pt .pth.")],
+    data: Annotated[list[str], typer.Argument(help="Labelled data: files, folders or patterns that dpa1 reads.")],
+    output: Annotated[Path | None, typer.Option(help="New folder for metrics.json, frames.csv and parity.png.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON (eV, Å) instead of a table.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64; the model's own by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    level: Annotated[str | None, typer.Option(help="Level of theory, for a model that holds several.")] = None,
+    batch_atoms: Annotated[int, typer.Option(min=1, help="Atoms evaluated together; changes speed only.")] = 1000,
+) -> None:
+    """Errors of energy, forces, virial and stress: in total, per element, per source, and the worst frames."""
+    if output is not None:
+        check_new(output)
+    from dpa1.data.report import LabelReport
+    from dpa1.interop.load import load_potential
+
+    potential = load_potential(model)
+    report = LabelReport()
+    options = {"dtype": dtype, "device": device, "level": level, "batch_atoms": batch_atoms}
+    if output is None:
+        result, written = _evaluate(potential, data, report, options, None), []
+    else:
+        # The folder appears only when everything in it is complete.
+        part = output.with_name(f".{output.name}.{os.getpid()}.part")
+        part.mkdir(parents=True)
+        try:
+            result = _evaluate(potential, data, report, options, part)
+            written = sorted(path.name for path in part.iterdir())
+            os.replace(part, output)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    if json:
+        typer.echo(to_json(result))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(str(report), markup=False)
+    for table in tables(result):
+        console.print(table)
+    for name in written:
+        console.print(f"wrote {output / name}" if output else "", markup=False)
+
+
+def _evaluate(
+    potential: Potential, data: list[str], report: LabelReport, options: dict[str, Any], folder: Path | None
+) -> dict[str, Any]:
+    from dpa1.analysis.evaluate import evaluate
+    from dpa1.data.read import iter_frames
+
+    progress = Progress(None, "frames")
+    done = 0
+
+    def observe(frames: Any, prediction: Any, terms: Any) -> None:
+        nonlocal done
+        done += len(frames)
+        progress.update(done)
+        if recorder is not None:
+            recorder.observe(frames, prediction, terms)
+
+    frames = iter_frames(data, report=report)
+    recorder = None
+    if folder is None:
+        result = evaluate(potential, frames, observe=observe, **options)
+    else:
+        from dpa1.analysis.record import Recorder, write_plots
+
+        with (folder / "frames.csv").open("w", encoding="utf-8", newline="") as file:
+            recorder = Recorder(potential, file)
+            result = evaluate(potential, frames, observe=observe, **options)
+        (folder / "metrics.json").write_text(to_json(result) + "\n", encoding="utf-8")
+        write_plots(folder, recorder, result)
+    progress.close()
+    return result
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The errors as tables, in meV/atom, meV/Å and GPa."""
+    from rich.table import Table
+
+    total = Table(title=f"{result['n_frames']} frames, {result['n_atoms']} atoms", title_justify="left")
+    for column in ("", "RMSE", "MAE", "unit"):
+        total.add_column(column, justify="left" if column in ("", "unit") else "right")
+    for quantity, (_, unit) in SHOWN.items():
+        if result[f"{quantity}_rmse"] == result[f"{quantity}_rmse"]:
+            total.add_row(quantity, _shown(result, quantity, "rmse"), _shown(result, quantity, "mae"), unit)
+    out = [total]
+    if len(result["per_element"]) > 1:
+        elements = Table(title="forces per element", title_justify="left")
+        for column in ("element", "atoms", "RMSE meV/Å", "MAE meV/Å"):
+            elements.add_column(column, justify="left" if column == "element" else "right")
+        for symbol, row in result["per_element"].items():
+            elements.add_row(symbol, str(row["n_atoms"]), _shown(row, "force", "rmse"), _shown(row, "force", "mae"))
+        out.append(elements)
+    if len(result["per_source"]) > 1:
+        sources = Table(title="RMSE per source", title_justify="left")
+        sources.add_column("source", overflow="fold")
+        for quantity, (_, unit) in SHOWN.items():
+            sources.add_column(f"{quantity} {unit}", justify="right")
+        for name, row in result["per_source"].items():
+            sources.add_row(name, *(_shown(row, quantity, "rmse") for quantity in SHOWN))
+        out.append(sources)
+    if result["worst"]:
+        worst = Table(title="worst frames", title_justify="left")
+        worst.add_column("quantity")
+        worst.add_column("RMSE", justify="right")
+        worst.add_column("frame", overflow="fold")
+        for quantity, entries in result["worst"].items():
+            factor, unit = SHOWN[quantity]
+            for entry in entries[:3]:
+                worst.add_row(quantity, f"{factor * entry['error']:.4g} {unit}", entry["frame"])
+        out.append(worst)
+    return out
+
+
+def _shown(row: dict[str, float], quantity: str, kind: str) -> str:
+    value = SHOWN[quantity][0] * row[f"{quantity}_{kind}"]
+    return "–" if value != value else f"{value:.4g}"
