@@ -60,7 +60,15 @@ def test_one_process_with_a_doubled_batch_has_the_same_curve(tmp_path):
 
 
 def test_places(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "SLURM_STEP_NUM_TASKS",
+        "SLURM_PROCID",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
         monkeypatch.delenv(name, raising=False)
     assert _place() == (0, 1, 0)
     monkeypatch.setenv("SLURM_PROCID", "0")

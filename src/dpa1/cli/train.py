@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 def train(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="YAML, TOML or JSON configuration, or a DeePMD-kit input.json.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in the output folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted run in the output folder.")
+    ] = False,
     output: Annotated[str | None, typer.Option(help="Run folder, instead of the configuration's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, instead of the configuration's.")] = None,
 ) -> None:
@@ -44,10 +46,12 @@ def _load(path: Path, overrides: dict[str, Any]) -> Any:
     from dpa1.config.run import config_from, read_values
 
     values = read_values(path)
-    if isinstance(values, dict) and isinstance(values.get("model"), dict) and "descriptor" in values["model"]:
-        from dpa1.interop.deepmd_input import translate
+    from dpa1.interop.deepmd_input import is_deepmd_input, translate
 
-        values = translate(values, path)
+    if is_deepmd_input(values):
+        values, notes = translate(values, path)
+        for note in notes:
+            typer.echo(f"{path.name}: {note}")
     return config_from(values, path, overrides)
 
 

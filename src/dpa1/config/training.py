@@ -46,7 +46,9 @@ class LossConfig(Section):
     @model_validator(mode="after")
     def _something(self) -> LossConfig:
         if not self.terms:
-            raise ValueError("every prefactor is 0, so there is nothing to learn; give energy, force or virial a weight")
+            raise ValueError(
+                "every prefactor is 0, so there is nothing to learn; give energy, force or virial a weight"
+            )
         if min(self.huber_delta) <= 0:
             raise ValueError("huber_delta must be greater than 0")
         if self.force_norm and self.kind == "mse":
@@ -139,7 +141,7 @@ class TrainingConfig(Section):
     """Steps between checkpoints; 1000, or a tenth of a shorter run, when not given."""
     keep_checkpoints: Positive = 2
     """How many checkpoints to keep; older ones are removed."""
-    energy_bias: dict[str, float] = {}
+    energy_bias: dict[str, float] = Field(default_factory=dict)
     """eV; elements whose energy bias is given instead of fitted."""
     pin_isolated_atoms: bool = True
     """A labelled frame of one isolated atom fixes that atom's energy exactly (network included)."""

@@ -73,7 +73,11 @@ def isolated_energies(dataset: Dataset, config: RunConfig) -> dict[str, float]:
     for i in np.flatnonzero((table.n_atoms == 1) & np.isfinite(table.energy)):
         frame = dataset[int(i)]
         symbol = chemical_symbols[int(frame.numbers[0])]
-        if symbol not in found and symbol not in left_out and not len(find_neighbors(frame, config.model.cutoff).centre):
+        if (
+            symbol not in found
+            and symbol not in left_out
+            and not len(find_neighbors(frame, config.model.cutoff).centre)
+        ):
             found[symbol] = float(table.energy[i])
     return found
 

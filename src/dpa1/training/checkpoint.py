@@ -15,7 +15,9 @@ FORMAT = 1
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
-def write_checkpoint(folder: Path, step: int, header: dict[str, Any], tensors: dict[str, dict[str, Tensor]], keep: int) -> Path:
+def write_checkpoint(
+    folder: Path, step: int, header: dict[str, Any], tensors: dict[str, dict[str, Tensor]], keep: int
+) -> Path:
     """Write ``folder/step-N.ckpt`` and then remove all but the newest ``keep``. ``tensors`` is grouped by owner."""
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{step:09d}.ckpt"

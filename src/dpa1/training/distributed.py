@@ -72,7 +72,9 @@ def join(device: str) -> World:
         if chosen.index is None:
             chosen = torch.device("cuda", local % torch.cuda.device_count())
         if chosen.index is not None and chosen.index >= torch.cuda.device_count():
-            raise UserError(f"'training.device': '{device}' does not exist; this machine has {torch.cuda.device_count()}")
+            raise UserError(
+                f"'training.device': '{device}' does not exist; this machine has {torch.cuda.device_count()}"
+            )
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():
         backend = "nccl" if chosen.type == "cuda" else "gloo"

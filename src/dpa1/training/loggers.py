@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from dpa1.container import replace_file
-from dpa1.errors import UserError, needs
+from dpa1.errors import needs
 
 ERRORS = tuple(f"{q}_{kind}" for q in ("energy", "force", "virial") for kind in ("rmse", "mae"))
 COLUMNS = (
@@ -56,10 +57,8 @@ class TensorBoard:
     """Event files in the run folder."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise needs("tensorboard", "tensorboard", "the tensorboard logger") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def row(self, values: dict[str, float]) -> None:
@@ -74,10 +73,8 @@ class WeightsAndBiases:
     """An offline run in the run folder; ``wandb sync`` uploads it when one wants to."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise needs("wandb", "wandb", "the wandb logger") from None
+        import wandb
+
         self._run = wandb.init(project="dpa1", name=folder.name, dir=str(folder), config=config, mode="offline")
 
     def row(self, values: dict[str, float]) -> None:
@@ -91,10 +88,8 @@ class MLflow:
     """A local MLflow store in the run folder."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        try:
-            import mlflow
-        except ImportError:
-            raise needs("mlflow", "mlflow", "the mlflow logger") from None
+        import mlflow
+
         self._client = mlflow.tracking.MlflowClient(tracking_uri=(folder / "mlflow").resolve().as_uri())
         experiment = self._client.get_experiment_by_name("dpa1")
         number = experiment.experiment_id if experiment else self._client.create_experiment("dpa1")
@@ -110,26 +105,29 @@ class MLflow:
         self._client.set_terminated(self._run)
 
 
-def open_loggers(names: Sequence[str], folder: Path, config: dict[str, Any], after: int) -> list[Logger]:
-    """The loggers of a run that starts (or goes on) after step ``after``.
+def check_installed(names: Sequence[str]) -> None:
+    """Before a run begins: every logger that is asked for can be imported.
 
     Raises
     ------
     UserError
-        when a logger is asked for whose package is not installed.
+        naming the package that is missing and how to install it.
     """
-    loggers: list[Logger] = [CsvLogger(folder / "metrics.csv", after)]
     for name in names:
-        match name:
-            case "tensorboard":
-                loggers.append(TensorBoard(folder))
-            case "wandb":
-                loggers.append(WeightsAndBiases(folder, config))
-            case "mlflow":
-                loggers.append(MLflow(folder, config))
-            case _:
-                raise UserError(f"'loggers': unknown logger '{name}'; known: tensorboard, wandb, mlflow")
-    return loggers
+        try:
+            import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
+        except ImportError:
+            raise needs(name, name, f"the {name} logger") from None
+
+
+def open_loggers(names: Sequence[str], folder: Path, config: dict[str, Any], after: int) -> list[Logger]:
+    """The loggers of a run that starts (or goes on) after step ``after``; metrics.csv always."""
+    makers: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: TensorBoard(folder),
+        "wandb": lambda: WeightsAndBiases(folder, config),
+        "mlflow": lambda: MLflow(folder, config),
+    }
+    return [CsvLogger(folder / "metrics.csv", after), *(makers[name]() for name in names)]
 
 
 def _cell(value: float) -> str:

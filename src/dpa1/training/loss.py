@@ -31,12 +31,8 @@ class Loss:
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config
+        self.forces, self.virial = "force" in config.terms, "virial" in config.terms  # what ``predict`` must derive
         self.delta = dict(zip(("energy", "force", "virial"), config.huber_delta, strict=True))
-
-    @property
-    def needs(self) -> dict[str, bool]:
-        """Keyword arguments for ``Potential.predict``: which derivatives the loss takes."""
-        return {"forces": "force" in self.config.terms, "virial": "virial" in self.config.terms}
 
     def prefactor(self, term: str, ramp: float) -> float:
         """Weight of a term when the learning rate is ``ramp`` times its largest value."""

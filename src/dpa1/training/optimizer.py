@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from dpa1.config.training import OptimizerConfig, TrainingConfig
 
 
-def make_optimizer(parameters: list[Tensor], config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Sequence[Tensor], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer, as one fused kernel per step."""
     decay = config.weight_decay
     kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam

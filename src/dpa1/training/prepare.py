@@ -51,7 +51,9 @@ def open_checked(config: RunConfig) -> Data:
     for name, part in (("training", train), ("validation", valid), ("test", test)):
         unknown = [symbol for symbol in (part.elements if part else []) if symbol not in elements]
         if unknown:
-            remedy = "add it to model.elements" if config.model.elements else "no training frame has it: remove such frames"
+            remedy = (
+                "add it to model.elements" if config.model.elements else "no training frame has it: remove such frames"
+            )
             raise UserError(f"the {name} data hold {', '.join(unknown)}, which the model does not know; {remedy}")
     levels = sorted({level for part in (train, valid, test) if part for level in part.table.levels})
     if len(levels) > 1:

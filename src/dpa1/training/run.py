@@ -13,7 +13,7 @@ from dpa1.errors import UserError
 from dpa1.model.potential import Potential
 from dpa1.training import bias, checkpoint, finish
 from dpa1.training.distributed import World, join, leave
-from dpa1.training.loggers import open_loggers
+from dpa1.training.loggers import check_installed, open_loggers
 from dpa1.training.prepare import (
     Data,
     build,
@@ -78,6 +78,7 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
     report = None
     try:
         _check_folder(folder, resume, world)
+        check_installed(config.loggers)
         if resume:
             config = stored_config(folder, config)
         if config.training.threads:
@@ -141,9 +142,7 @@ def _train(config: RunConfig, folder: Path, world: World, report: Report, resume
     return RunResult(model, folder, trainer.progress.step, trainer.progress.seconds, **errors)
 
 
-def _model(
-    config: RunConfig, data: Data, start: Path | None, report: Report
-) -> tuple[Potential, bias.Pins | None]:
+def _model(config: RunConfig, data: Data, start: Path | None, report: Report) -> tuple[Potential, bias.Pins | None]:
     """The model to train: measured from the data, or empty for a checkpoint to fill."""
     isolated = bias.isolated_energies(data.train, config)
     if start is not None:
@@ -157,7 +156,9 @@ def _model(
         report.say(f"neighbors within {potential.cutoff:g} Å: at most {most}; contraction divided by {mean:g}")
         report.say(bias.initialise(potential, data.train, config, isolated))
     parameters = sum(p.numel() for p in potential.parameters())
-    report.say(f"model: {parameters:,} parameters, {potential.config.convention} convention, {potential.config.precision}")
+    report.say(
+        f"model: {parameters:,} parameters, {potential.config.convention} convention, {potential.config.precision}"
+    )
     return potential, bias.Pins(potential, isolated) if isolated else None
 
 

@@ -81,7 +81,7 @@ class Step:
     def losses(self, batch: Batch, ramp: float) -> Tensor:
         """(F,) differentiable losses of one batch; adds its errors to the running sums."""
         energy = self.pins.apply(self.potential, batch) if self.pins else None
-        prediction = self.potential.predict(batch, create_graph=True, **self.loss.needs)
+        prediction = self.potential.predict(batch, create_graph=True, forces=self.loss.forces, virial=self.loss.virial)
         if energy is not None:
             prediction["energy"] = prediction["energy"] + energy
         self.sums += frame_sums(batch, prediction).sum(0)
@@ -100,9 +100,7 @@ class Step:
                 parameter.grad = torch.zeros_like(parameter)
         return [p.grad for p in self.parameters if p.grad is not None]
 
-    def _union(
-        self, gradients: list[Tensor], frames: int, total: Tensor, stop: bool
-    ) -> tuple[int, Tensor, bool]:
+    def _union(self, gradients: list[Tensor], frames: int, total: Tensor, stop: bool) -> tuple[int, Tensor, bool]:
         """Sum gradients, frames, loss and the wish to stop over all processes in one flat reduction."""
         extra = torch.stack([torch.full_like(total, frames), total, torch.full_like(total, float(stop))])
         flat = torch.cat([*(g.reshape(-1).double() for g in gradients), extra])

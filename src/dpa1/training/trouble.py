@@ -49,7 +49,7 @@ def _broken(step: Step, batch: Batch, ramp: float) -> str | None:
         # All NaN is an absent label, a few of them a broken one.
         if label.isinf().any() or (label.isnan().any() and not label.isnan().all()):
             return f"the label '{name}'"
-    prediction = step.potential.predict(batch, **step.loss.needs)
+    prediction = step.potential.predict(batch, forces=step.loss.forces, virial=step.loss.virial)
     for name, value in prediction.items():
         if not torch.isfinite(value).all():
             return f"the predicted {name}"

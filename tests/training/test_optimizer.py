@@ -1,0 +1,92 @@
+"""Clipping, averaging and optimizer state."""
+
+import pytest
+import torch
+
+from dpa1.config.training import OptimizerConfig, TrainingConfig
+from dpa1.training.ema import Average
+from dpa1.training.optimizer import (
+    Clipper,
+    gradient_length,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    set_learning_rate,
+)
+
+
+def clip(clipper, length):
+    gradients = [torch.full((4,), length / 2, dtype=torch.float64)]
+    clipper(gradients, gradient_length(gradients))
+    return gradient_length(gradients).item()
+
+
+def test_clip_norm():
+    clipper = Clipper(TrainingConfig(clip_factor=None, clip_norm=2.0), torch.device("cpu"))
+    assert clip(clipper, 1.5) == pytest.approx(1.5)
+    assert clip(clipper, 100.0) == pytest.approx(2.0)
+
+
+def test_clip_factor_follows_the_recent_lengths():
+    clipper = Clipper(TrainingConfig(), torch.device("cpu"))
+    assert clip(clipper, 50.0) == pytest.approx(50.0)  # nothing to compare with yet
+    for _ in range(400):
+        assert clip(clipper, 1.0) == pytest.approx(1.0)
+    assert clip(clipper, 1e6) == pytest.approx(3.0, rel=0.02)
+    assert clip(clipper, 0.1) == pytest.approx(0.1)
+
+
+def test_no_clipping():
+    clipper = Clipper(TrainingConfig(clip_factor=None), torch.device("cpu"))
+    clip(clipper, 1.0)
+    assert clip(clipper, 1e9) == pytest.approx(1e9)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_optimizer_matches_torch_and_its_state_survives(kind):
+    def problem(fused):
+        torch.manual_seed(0)
+        w = torch.randn(5, requires_grad=True)
+        if fused:
+            return w, make_optimizer([w], OptimizerConfig(kind=kind))
+        plain = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
+        return w, plain([w], lr=0.1, weight_decay=1e-3 if kind == "adamw" else 0.0, foreach=False)
+
+    def steps(w, optimizer, n):
+        for _ in range(n):
+            optimizer.zero_grad()
+            (w**4).sum().backward()
+            set_learning_rate(optimizer, 0.1)
+            optimizer.step()
+
+    ours, reference = problem(True), problem(False)
+    steps(*ours, 5)
+    steps(*reference, 5)
+    assert torch.allclose(ours[0], reference[0], rtol=1e-5)
+    w, fresh = problem(True)
+    w.data.copy_(ours[0].data)
+    load_optimizer_state(fresh, {name: value.clone() for name, value in optimizer_state(ours[1]).items()})
+    steps(*ours, 3)
+    steps(w, fresh, 3)
+    assert torch.equal(w, ours[0])
+
+
+def test_average():
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(0.0)
+    average = Average(model, 0.9)
+    expected = 0.0
+    for step in range(100):
+        with torch.no_grad():
+            model.weight.fill_(step + 1.0)
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * (step + 1.0)
+    with average.applied():
+        assert model.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert model.weight.item() == 100.0
+    other = Average(model, 0.9)
+    other.load(average.state())
+    with other.applied():
+        assert model.weight.item() == pytest.approx(expected, rel=1e-5)

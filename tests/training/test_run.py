@@ -1,0 +1,171 @@
+"""Whole runs: what they write, how they stop, what they refuse."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from ase.io import write
+from typer.testing import CliRunner
+
+from dpa1.cli.train import register
+from dpa1.config.run import load_config
+from dpa1.errors import UserError
+from dpa1.model.file import load_model
+from dpa1.training.run import train
+from tests.training.toy import emt_frames, toy_config
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_learns_and_leaves_everything_behind(tmp_path, capsys):
+    write(tmp_path / "test.xyz", emt_frames(3, seed=9))
+    config = toy_config(
+        tmp_path, data={"test": str(tmp_path / "test.xyz")}, loss={"virial": [0.02, 1]},
+        training={"steps": 150, "learning_rate": 0.01, "keep_checkpoints": 1, "checkpoint_every": 50},
+    )  # fmt: skip
+    result = train(config)
+    folder = tmp_path / "run"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "best.dpa1", "checkpoints", "config.yaml", "errors.json", "metrics.csv", "model.dpa1", "train.log",
+    ]  # fmt: skip
+    assert len(list((folder / "checkpoints").iterdir())) == 1
+    table = rows(folder)
+    assert [int(r["step"]) for r in table] == list(range(5, 151, 5))
+    assert float(table[-1]["valid_force_rmse"]) < 0.8 * float(table[1]["valid_force_rmse"])
+    assert result.test["n_frames"] == 3
+    assert result.test["force_rmse"] == pytest.approx(
+        json.loads((folder / "errors.json").read_text())["test"]["force_rmse"]
+    )
+    potential = load_model(result.model)
+    assert potential.info["steps"] == 150
+    assert potential.config.elements == ("Al", "Cu")
+    assert potential.config.mean_neighbors is not None
+    shown = capsys.readouterr().out
+    log = (folder / "train.log").read_text()
+    for text in (
+        "run folder",
+        "labels: energy 16, forces 16, virial 16",
+        "meV/atom",
+        "meV/Å",
+        "steps/s",
+        "left",
+        "RMSE on 3 test",
+    ):
+        assert text in shown
+        assert text in log
+    # The complete configuration trains the same model again.
+    again = load_config(folder / "config.yaml", {"output": str(tmp_path / "again")})
+    second = load_model(train(again, quiet=True).model).state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in potential.state_dict().items())
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(tmp_path):
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        config = toy_config(tmp_path, seed=seed, output=str(tmp_path / name), training={"steps": 5})
+        weights.append(load_model(train(config, quiet=True).model).fitting.output.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_early_stopping_and_best_model(tmp_path):
+    config = toy_config(
+        tmp_path,
+        training={"steps": 400, "valid_every": 5, "patience": 3, "learning_rate": 0.5, "schedule": {"kind": "constant"},
+                  "valid_metric": "force_rmse", "refit_bias": False},
+    )  # fmt: skip
+    result = train(config, quiet=True)
+    assert result.steps < 400
+    table = [float(r["valid_force_rmse"]) for r in rows(tmp_path / "run")]
+    assert len(table) - 1 - table.index(min(table)) == 3
+    assert result.valid["force_rmse"] == pytest.approx(min(table), rel=1e-6)
+
+
+def test_frame_weights_and_source_weights_act(tmp_path):
+    losses = []
+    for name, weight in (("a", 1.0), ("b", 3.0)):
+        toy_config(tmp_path)
+        config = toy_config(tmp_path, output=str(tmp_path / name), training={"steps": 5})
+        config["data"] = {"train": [{"path": str(tmp_path / "train.xyz"), "weight": weight}], "valid": None}
+        train(config, quiet=True)
+        losses.append(float(rows(tmp_path / name)[0]["train_loss"]))
+    assert losses[1] == pytest.approx(3 * losses[0], rel=0.1)
+
+
+def test_epochs_become_steps(tmp_path):
+    config = toy_config(tmp_path)
+    del config["training"]["steps"]
+    config["training"]["epochs"] = 2.5
+    assert train(config, quiet=True).steps == 20  # 16 frames in batches of 2
+    assert "epochs" not in yaml.safe_load((tmp_path / "run/config.yaml").read_text())["training"]
+    train(config, resume=True, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"training": {"stps": 3}}, ["training.stps", "did you mean 'steps'"]),
+        ({"training": {"learning_rate": -1}}, ["training.learning_rate", "greater than 0"]),
+        ({"training": {"batch_atoms": 10}}, ["batch_atoms and batch_frames", "keep one"]),
+        ({"training": {"schedule": {"kind": "exponental"}}}, ["training.schedule.kind"]),
+        ({"training": {"schedule": {"warmup_steps": 20}}}, ["warmup_steps", "shorten it"]),
+        ({"training": {"device": "gpu"}}, ["training.device", "gpu"]),
+        ({"training": {"patience": 2}, "data": {"valid": None}}, ["patience", "data.valid"]),
+        ({"loss": {"energy": 0, "force": 0}}, ["every prefactor is 0"]),
+        ({"loss": {"forces": 1}}, ["loss.forces", "did you mean 'force'"]),
+        ({"data": {"train": "nowhere.xyz"}}, ["nowhere.xyz"]),
+        ({"modell": {}}, ["modell", "did you mean 'model'"]),
+        ({"loggers": ["tensorbord"]}, ["loggers"]),
+    ],
+)
+def test_wrong_configurations_get_one_sentence(tmp_path, sections, words):
+    with pytest.raises(UserError) as caught:
+        train(toy_config(tmp_path, **sections), quiet=True)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_command_line(tmp_path):
+    import typer
+
+    app = typer.Typer()
+    register(app)
+    app.callback()(lambda: None)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(toy_config(tmp_path)))
+    output = tmp_path / "elsewhere"
+    call = [
+        "train",
+        str(path),
+        "--output",
+        str(output),
+        "--seed",
+        "4",
+        "training.steps=3",
+        "training.schedule.stop=1e-4",
+    ]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    written = yaml.safe_load((output / "config.yaml").read_text())
+    assert (written["seed"], written["training"]["steps"], written["training"]["schedule"]["stop"]) == (4, 3, 1e-4)
+    again = CliRunner().invoke(app, call)
+    assert isinstance(again.exception, UserError)
+    assert "already holds a run" in str(again.exception)
+    assert CliRunner().invoke(app, [*call, "--resume"]).exit_code == 0
+    wrong = CliRunner().invoke(app, ["train", str(path), "training.steps"])
+    assert "must look like training.steps=500" in str(wrong.exception)
+
+
+def test_prefactors_turn_terms_off(tmp_path):
+    train(toy_config(tmp_path, loss={"force": 0, "energy": 1}, training={"steps": 5}), quiet=True)
+    last = rows(tmp_path / "run")[-1]
+    assert last["train_force_rmse"] == ""
+    assert math.isfinite(float(last["valid_force_rmse"]))
