@@ -96,8 +96,8 @@ def test_thermostat_and_conserved_energy(potential, tmp_path, values):
 
 
 def test_barostat_moves_the_volume_the_right_way(potential, tmp_path):
-    pressed, _ = run(potential, tmp_path / "a", 30, pressure=10.0, barostat_time=200.0)
-    stretched, _ = run(potential, tmp_path / "b", 30, pressure=-5.0, barostat_time=200.0)
+    pressed, _ = run(potential, tmp_path / "a", 30, pressure=5.0, barostat_time=200.0)
+    stretched, _ = run(potential, tmp_path / "b", 30, pressure=-1.0, barostat_time=200.0)
     assert pressed["volume_A3"] < stretched["volume_A3"]
 
 
@@ -172,7 +172,7 @@ def test_stops_when_atoms_fly_apart(potential, tmp_path):
 def test_an_atom_that_leaves_the_others_is_noticed(potential, tmp_path):
     atoms = Atoms("Cu2", [[0, 0, 0], [2.9, 0, 0]])
     atoms.set_momenta([[-60, 0, 0], [60, 0, 0]])
-    with pytest.raises(RunError, match="atom 0 .Cu. has no neighbor"):
+    with pytest.raises(RunError, match=r"atom 0 \(Cu\) has no neighbor"):
         run(potential, tmp_path, 50, atoms, keep_velocities=True, ensemble="nve", timestep=0.5, temperature=9e4)
 
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from ase import Atoms
-from ase.data import atomic_numbers, chemical_symbols
 
 from dpa1.batch import make_batch
 from dpa1.errors import RunError, UserError
 from dpa1.frames import Frame, from_ase
-from dpa1.model.device import frozen_copy, pick_device
+from dpa1.model.inference import check_elements, frozen_copy, pick_device
 from dpa1.model.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -101,16 +100,10 @@ def _frames(data: str | Path | Frame | Iterable[str | Path | Frame | Atoms]) -> 
 
 def _batches(frames: Iterable[Frame], model: Potential, batch_atoms: int, level: str | None) -> Iterator[list[Frame]]:
     """Consecutive frames of one level of theory, up to ``batch_atoms`` atoms (a larger frame stands alone)."""
-    known = {atomic_numbers[symbol] for symbol in model.elements}
     waiting: list[Frame] = []
     atoms = 0
     for frame in frames:
-        unknown = sorted(set(frame.numbers.tolist()) - known)
-        if unknown:
-            raise UserError(
-                f"{frame.name}: the model does not know {', '.join(chemical_symbols[z] for z in unknown)}; "
-                f"it knows {', '.join(model.elements)}"
-            )
+        check_elements(frame, model)
         full = atoms + len(frame) > batch_atoms
         if waiting and (full or _level_of(frame, model, level) != _level_of(waiting[0], model, level)):
             yield waiting

@@ -15,7 +15,7 @@ from dpa1 import __version__
 from dpa1.cli.terminal import write_trace
 from dpa1.errors import RunError, UserError
 
-VERBS = ("evaluate", "md", "relax", "show", "doctor")
+VERBS = ("train", "evaluate", "data", "md", "relax", "show", "convert", "doctor")
 
 app = typer.Typer(
     name="dpa1",

@@ -11,7 +11,7 @@ from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedErr
 
 from dpa1.errors import RunError
 from dpa1.frames import matrix_to_voigt
-from dpa1.model.device import frozen_copy, pick_device
+from dpa1.model.inference import frozen_copy, pick_device
 from dpa1.simulate.skin import SkinList, coordination
 
 if TYPE_CHECKING:
@@ -65,6 +65,11 @@ class Dpa1Calculator(BaseCalculator):
         deepmd = potential.config.convention == "deepmd"
         self.neighbors = SkinList(potential.cutoff, skin, place, by_distance=deepmd)
         self.coordination = np.zeros(0, dtype=np.int64)
+
+    @property
+    def precision(self) -> str:
+        """Of the descriptor: "float32" or "float64"."""
+        return str(self.potential.dtype).removeprefix("torch.")
 
     def calculate(
         self,

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
 from dpa1.errors import RunError, UserError
 from dpa1.frames import GPA
 from dpa1.simulate.guard import Guard
 from dpa1.simulate.integrators import conserved_energy, make_integrator, rest, set_velocities, temperature
+from dpa1.simulate.relax import with_results
 from dpa1.simulate.restart import load_restart, save_restart
 from dpa1.simulate.settings import MDSettings
 
@@ -189,12 +189,8 @@ class _Run:
             write_extxyz(file, [self._snapshot()])
 
     def _snapshot(self) -> Atoms:
-        """A copy with energy, forces and stress, and the step and time in its comment line."""
-        copy = self.atoms.copy()
+        copy = with_results(self.atoms)
         copy.info.update(step=self.step, time_fs=self.step * self.settings.timestep)
-        results = self.atoms.calc.results
-        kept = {key: results[key] for key in ("energy", "forces", "stress") if key in results}
-        copy.calc = SinglePointCalculator(copy, **kept)
         return copy
 
     def _save(self) -> None:

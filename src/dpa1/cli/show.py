@@ -1,0 +1,108 @@
+"""``dpa1 show``: the model card on one screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpa1.cli.terminal import to_json
+
+if TYPE_CHECKING:
+    from dpa1.model.potential import Potential
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("show")(show_command)
+
+
+def show_command(
+    model: Annotated[Path, typer.Argument(help="Model file: .dpa1, or DeePMD-kit's .dp .yaml .pt .pth.")],
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """What a model is: elements, architecture, levels of theory, energy biases, origin and licence."""
+    from dpa1.interop.load import load_potential
+
+    card = model_card(load_potential(model), model)
+    if json:
+        typer.echo(to_json(card))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for key, value in card.items():
+        if key not in ("energies", "config"):
+            console.print(f"{key.replace('_', ' '):<16} {_text(value)}", markup=False, soft_wrap=True)
+    table = Table(title="energy of an isolated atom, eV", title_justify="left")
+    table.add_column("element")
+    for level in card["levels"]:
+        table.add_column(f"energy bias ({level})", justify="right")
+        table.add_column("+ network", justify="right")
+    rows = [
+        (
+            symbol,
+            *(
+                f"{row[key]:.6f}"
+                for level in card["levels"]
+                for row in [card["energies"][level][symbol]]
+                for key in row
+            ),
+        )
+        for symbol in card["elements"]
+    ]
+    for row in rows[:SHOWN]:
+        table.add_row(*row)
+    console.print(table)
+    if len(rows) > SHOWN:
+        console.print(f"… and {len(rows) - SHOWN} more elements: see --json")
+
+
+SHOWN = 20  # elements whose energies fit on one screen
+
+
+def model_card(potential: Potential, path: Path) -> dict[str, Any]:
+    """Everything ``dpa1 show`` prints, in eV and Å."""
+    from dpa1.model.file import FORMAT
+    from dpa1.model.potential import empty_environment_energy
+
+    config = potential.config
+    layers = config.attention_layers
+    info = dict(potential.info)
+    card: dict[str, Any] = {
+        "file": str(path),
+        "format": f"dpa1, version {FORMAT}" if "imported_from" not in info or path.suffix == ".dpa1" else "DeePMD-kit",
+        "elements": list(potential.elements),
+        "convention": config.convention
+        + (f", sel {config.sel}" if config.convention == "deepmd" else f", mean neighbors {config.mean_neighbors:.4g}"),
+        "cutoff": f"{config.cutoff:g} Å, switch from {config.switch_start:g} Å",
+        "architecture": f"embedding {'-'.join(map(str, config.embedding))}, axis {config.axis}, type embedding "
+        f"{config.type_embedding} ({config.type_input}), {layers} attention layer{'' if layers == 1 else 's'} of width "
+        f"{config.attention_width}, fitting {'-'.join(map(str, config.fitting))}",
+        "parameters": sum(parameter.numel() for parameter in potential.parameters()),
+        "precision": config.precision,
+        "levels": list(potential.levels),
+        "licence": info.pop("licence", info.pop("license", "not stated")),
+    }
+    card.update(info)
+    constants = empty_environment_energy(potential)
+    bias = potential.energy_bias.cpu().numpy()
+    card["energies"] = {
+        level: {
+            symbol: {"energy_bias": float(bias[i, k]), "network": float(constants[k])}
+            for k, symbol in enumerate(potential.elements)
+        }
+        for i, level in enumerate(potential.levels)
+    }
+    card["config"] = config.model_dump(mode="json")
+    return card
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(entry)}" for key, entry in value.items() if entry is not None)
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

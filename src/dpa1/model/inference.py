@@ -1,0 +1,56 @@
+"""What stands between a potential and its use: device, precision, and whether it knows the elements."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+
+from dpa1.errors import UserError
+from dpa1.frames import Frame
+from dpa1.model.potential import DTYPES, Potential
+
+
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """The named device; without a name the first GPU, or the CPU where there is none.
+
+    Raises
+    ------
+    UserError
+        for a name torch does not know, a device this machine lacks, or one without float64.
+    """
+    if name is None or str(name) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: unknown name '{name}'; use cpu, cuda, or cuda:<number>") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise UserError(f"device: '{name}' cannot compute in float64, which the energies need; use cpu or cuda")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        found = f"torch sees {count} GPU{'' if count == 1 else 's'} here" if count else "torch sees no GPU here"
+        raise UserError(f"device: '{name}' is not available ({found}); use cpu" + (" or cuda:0" if count else ""))
+    return device
+
+
+def frozen_copy(potential: Potential, dtype: str | None, device: torch.device) -> Potential:
+    """A copy for inference: parameters without gradients, in the given precision (its own for None), on ``device``."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype: unknown precision '{dtype}'; use {' or '.join(DTYPES)}")
+    frozen = copy.deepcopy(potential).eval().requires_grad_(False)
+    if dtype is not None:
+        frozen.set_precision(dtype)
+    return frozen.to(device)
+
+
+def check_elements(frame: Frame, potential: Potential) -> None:
+    """Raise a ``UserError`` that names the frame when the potential has never seen one of its elements."""
+    known = {atomic_numbers[symbol] for symbol in potential.elements}
+    unknown = sorted(set(frame.numbers.tolist()) - known)
+    if unknown:
+        symbols = ", ".join(chemical_symbols[z] for z in unknown)
+        raise UserError(f"{frame.name}: the model does not know {symbols}; it knows {', '.join(potential.elements)}")
