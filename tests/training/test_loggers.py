@@ -98,7 +98,8 @@ def test_mlflow_keeps_a_local_store(tmp_path, monkeypatch):
 
 
 def test_plain_lines_show_rate_time_left_and_milli_units(tmp_path, capsys):
-    report = Report(tmp_path)
+    report = Report()
+    report.open_log(tmp_path)
     report.start(0, 20)
     report.row(ROW)
     report.stop()
@@ -113,7 +114,7 @@ def test_plain_lines_show_rate_time_left_and_milli_units(tmp_path, capsys):
 def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "140")
-    report = Report(None)
+    report = Report()
     assert report.console.is_terminal
     report.start(0, 20)
     report.advance(5)
@@ -123,8 +124,9 @@ def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
 
 
 def test_quiet_writes_only_the_log(tmp_path, capsys):
-    report = Report(tmp_path, quiet=True)
+    report = Report(quiet=True)
     report.say("hello")
+    report.open_log(tmp_path)
     report.close()
     assert capsys.readouterr().out == ""
     assert "hello" in (tmp_path / "train.log").read_text()

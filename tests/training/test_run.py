@@ -130,7 +130,7 @@ def test_wrong_configurations_get_one_sentence(tmp_path, sections, words):
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
-    assert not (tmp_path / "run/config.yaml").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_command_line(tmp_path):

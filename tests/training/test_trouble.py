@@ -72,7 +72,7 @@ def test_a_label_that_no_frame_has_stops_before_training(tmp_path):
     write(tmp_path / "train.xyz", frames)
     with pytest.raises(UserError, match="virial"):
         train(toy_config(tmp_path, loss={"virial": 1.0}), quiet=True)
-    assert not (tmp_path / "run/config.yaml").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_element_only_in_the_validation_data_is_named(tmp_path):

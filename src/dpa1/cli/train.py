@@ -44,10 +44,9 @@ def train(
 
 def _load(path: Path, overrides: dict[str, Any]) -> Any:
     from dpa1.config.run import config_from, read_values
-
-    values = read_values(path)
     from dpa1.interop.deepmd_input import is_deepmd_input, translate
 
+    values = read_values(path)
     if is_deepmd_input(values):
         values, notes = translate(values, path)
         for note in notes:

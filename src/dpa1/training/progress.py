@@ -6,7 +6,7 @@ import math
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -15,26 +15,42 @@ LINE_SECONDS = 5.0  # at most one plain line in this time
 
 
 class Report:
-    """Speaks to the screen and to ``train.log``; silent in all but the main process.
+    """Speaks to the screen and, once ``open_log`` was called, to ``train.log``.
 
     Parameters
     ----------
-    folder: the run folder; ``None`` keeps everything off disk.
     quiet: nothing on the screen.
     """
 
-    def __init__(self, folder: Path | None, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-        self._log = (folder / "train.log").open("a", encoding="utf-8") if folder else None
+        self._log: TextIO | None = None
+        self._waiting = ""
         self._bar: Progress | None = None
         self._task: Any = None
         self._begun = self._spoken = time.perf_counter()
         self._first = self._total = 0
 
+    def open_log(self, folder: Path) -> None:
+        """From now on write ``folder/train.log``, beginning with what was said before."""
+        self._log = (folder / "train.log").open("a", encoding="utf-8")
+        self._log.write(self._waiting)
+        self._log.flush()
+
     def say(self, text: str) -> None:
         """One message, on the screen and in the log."""
         self.console.print(text, markup=False)
-        self._write(text)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """One message for the log alone."""
+        stamp = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        stamped = "".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""])
+        if self._log is None:
+            self._waiting += stamped
+        else:
+            self._log.write(stamped)
+            self._log.flush()
 
     def start(self, first: int, total: int) -> None:
         """The loop begins at step ``first`` of ``total``."""
@@ -55,7 +71,7 @@ class Report:
         rate = (step - self._first) / max(elapsed, 1e-9)
         text = f"{_rate(rate)}, {_duration((self._total - step) / max(rate, 1e-9))} left, {_errors(values)}"
         line = f"step {step:>{len(str(self._total))}}/{self._total}  {text}"
-        self._write(line)
+        self.note(line)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
             if not math.isnan(values.get("valid_loss", math.nan)):
@@ -83,12 +99,6 @@ class Report:
         if self._log is not None:
             self._log.close()
             self._log = None
-
-    def _write(self, text: str) -> None:
-        if self._log is not None:
-            stamp = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
-            self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]))
-            self._log.flush()
 
 
 def _errors(values: dict[str, float]) -> str:

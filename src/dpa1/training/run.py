@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dpa1.config.run import RunConfig, config_from, load_config, write_config
-from dpa1.errors import UserError
+from dpa1.errors import RunError, UserError
 from dpa1.model.potential import Potential
 from dpa1.training import bias, checkpoint, finish
 from dpa1.training.distributed import World, join, leave
@@ -25,6 +25,7 @@ from dpa1.training.prepare import (
 )
 from dpa1.training.progress import Report
 from dpa1.training.resume import stored_config
+from dpa1.training.schedule import Schedule
 from dpa1.training.trainer import Trainer
 
 CONTENT = """run folder {folder}
@@ -75,19 +76,22 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
         config = config_from(config, "configuration")
     folder = Path(config.output)
     world = join(config.training.device)
-    report = None
+    report = Report(quiet=quiet or not world.main)
     try:
         _check_folder(folder, resume, world)
         check_installed(config.loggers)
+        if config.training.epochs is None:
+            Schedule(config.training)  # an impossible one is refused before anything is read
         if resume:
             config = stored_config(folder, config)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
-        report = Report(folder if world.main else None, quiet=quiet or not world.main)
         return _train(config, folder, world, report, resume)
+    except RunError as error:
+        report.note(f"failed: {error}")
+        raise
     finally:
-        if report is not None:
-            report.close()
+        report.close()
         leave()
 
 
@@ -98,23 +102,32 @@ def _check_folder(folder: Path, resume: bool, world: World) -> None:
         raise UserError(f"{folder}: already holds a run; choose another output, or continue it with --resume")
     if resume and not holds:
         raise UserError(f"{folder}: holds no run to resume; drop --resume, or give the output folder of the run")
+
+
+def _enter_folder(folder: Path, world: World, report: Report) -> None:
+    """Create the run folder, which nothing before this point has touched."""
+    if not world.main:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        report.open_log(folder)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be created ({error.strerror}); choose another output") from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output") from None
+    report.say(CONTENT.format(folder=folder))
 
 
 def _train(config: RunConfig, folder: Path, world: World, report: Report, resume: bool) -> RunResult:
-    report.say(CONTENT.format(folder=folder))
     start = checkpoint.latest(folder / "checkpoints") if resume else None
     data = open_checked(config)
     _describe(data, config, report)
-    potential, pins = _model(config, data, start, report)
+    _enter_folder(folder, world, report)
+    potential, isolated = _model(config, data, start, report)
     potential.to(world.device)
+    pins = bias.Pins(potential, isolated) if isolated else None
     train = make_loader(data.train, config, potential.cutoff, world)
     config = resolve_steps(config.model_copy(update={"model": potential.config}), train.sampler)
     valid = evaluation_loader(data.valid, config, potential.cutoff, world) if data.valid else None
-    if start is None:
+    if start is None and config.training.refit_bias:
         # Takes out the constant that the untrained network adds, which energies would otherwise learn slowly.
         bias.refit(potential, data.train, config, train, pins, world, frames=100)
     trainer = Trainer(potential, config, world, train, valid, folder, report, pins)
@@ -142,8 +155,8 @@ def _train(config: RunConfig, folder: Path, world: World, report: Report, resume
     return RunResult(model, folder, trainer.progress.step, trainer.progress.seconds, **errors)
 
 
-def _model(config: RunConfig, data: Data, start: Path | None, report: Report) -> tuple[Potential, bias.Pins | None]:
-    """The model to train: measured from the data, or empty for a checkpoint to fill."""
+def _model(config: RunConfig, data: Data, start: Path | None, report: Report) -> tuple[Potential, dict[str, float]]:
+    """The model to train, measured from the data or empty for a checkpoint to fill; the isolated atoms it must fit."""
     isolated = bias.isolated_energies(data.train, config)
     if start is not None:
         potential = Potential(config.model, [data.level])
@@ -159,7 +172,7 @@ def _model(config: RunConfig, data: Data, start: Path | None, report: Report) ->
     report.say(
         f"model: {parameters:,} parameters, {potential.config.convention} convention, {potential.config.precision}"
     )
-    return potential, bias.Pins(potential, isolated) if isolated else None
+    return potential, isolated
 
 
 def _describe(data: Data, config: RunConfig, report: Report) -> None:
