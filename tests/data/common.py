@@ -89,6 +89,7 @@ def _vasp(folder: Path, images: list[Atoms]) -> Path:
     lines = [" vasp.6.3.0", " INCAR:"]
     lines += [f" POTCAR:    PAW_PBE {kind} 01Jan2000" for _ in range(2) for kind in kinds]
     lines += [f"   ions per type =  {' '.join(map(str, counts))}", f"   NIONS = {len(first)}", " ISPIN  =      1"]
+    lines += [f"   NSW    =  {len(images):5d}    number of steps for IOM"]
     for step, atoms in enumerate(images, start=1):
         voigt = atoms.calc.results["stress"] / GPa * -10
         xx, yy, zz, yz, xz, xy = voigt

@@ -27,7 +27,7 @@ def ase_format(path: Path) -> str:
     UserError
         when ASE does not know it.
     """
-    from ase.io.formats import filetype
+    from ase.io.formats import filetype, ioformats
 
     guessed = _lammps_format(path)
     if guessed:
@@ -36,6 +36,8 @@ def ase_format(path: Path) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             name = str(filetype(str(path), read=True))
+        if name not in ioformats:
+            raise ValueError(name)
     except Exception as error:
         raise UserError(
             f"{path}: the format is not recognised; known are extended XYZ, DeePMD npy/HDF5/LMDB, packed stores and all "
@@ -168,11 +170,12 @@ def _check_end(path: Path, format: str) -> None:
 
 
 def _check_outcar(path: Path) -> None:
-    """A step is complete when the energies after its force table are there and no further step was begun."""
+    """A finished run says so at its end; else all steps asked for must be there, complete, and no further one begun."""
     from dpa1.data.extxyz import open_stream
 
-    forces = energies = 0
+    forces = energies = asked = 0
     begun = finished = False
+    line = b""
     with open_stream(path) as file:
         for line in file:
             if b"TOTAL-FORCE (eV/Angst)" in line:
@@ -180,15 +183,18 @@ def _check_outcar(path: Path) -> None:
                 begun = False
             elif b"energy  without entropy=" in line and forces > energies:
                 energies += 1
+            elif b"number of steps for IOM" in line and (found := re.search(rb"NSW\s*=\s*(\d+)", line)):
+                asked = int(found[1])
             elif b"- Iteration " in line:
                 begun = True
             elif b"General timing and accounting" in line:
                 finished = True
     if forces == 0:
         raise UserError(f"{path}: holds no complete ionic step; it is truncated, or no OUTCAR")
-    if (begun or energies < forces) and not finished:
+    cut_off = begun or energies < forces or energies < asked or not line.endswith(b"\n")
+    if cut_off and not finished:
         raise UserError(
-            f"{path}: ends in the middle of ionic step {energies + 1}, so it is truncated or the run was not finished; "
+            f"{path}: ends within or before ionic step {energies + 1}, so it is truncated or the run was not finished; "
             "finish the run, or write the complete steps to extended XYZ"
         )
 
@@ -202,7 +208,7 @@ def _check_sqlite(path: Path) -> None:
             answer = connection.execute("PRAGMA integrity_check(1)").fetchone()
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:
         raise UserError(f"{path}: is a damaged or truncated ASE database ({error}); copy it again") from error
     if answer is None or answer[0] != "ok":
         raise UserError(f"{path}: is a damaged ASE database; copy it again")

@@ -215,11 +215,13 @@ class _Scan:
         if differ:
             a, b = differ[0]
             result.warnings.append(
-                f"{len(differ)} frames repeat another one's structure with another energy, first {self.dataset[b].name} "
-                f"and {self.dataset[a].name}: labels of different levels of theory, or an error"
+                f"one structure with two energies: {len(differ)} times, first {self.dataset[b].name} and "
+                f"{self.dataset[a].name}; labels of different levels of theory, or an error"
             )
         if same:
-            result.warnings.append(f"{len(same)} frames are duplicates; keep them out of the test set")
+            result.warnings.append(
+                f"duplicates: {len(same)}, in which a frame repeats another; keep them out of the test set"
+            )
         for text, names in self.notes.items():
             result.warnings.append(f"{text} in {len(names)} frame{'s' * (len(names) > 1)}, first {names[0]}")
         result.errors += self.on_one_spot[:SHOWN]
@@ -266,7 +268,7 @@ def _energies(dataset: Dataset, result: CheckResult) -> None:
     if len(strange):
         k = strange[0]
         result.warnings.append(
-            f"{len(strange)} frames have an energy far from what their composition explains, worst "
+            f"energy far from what the composition explains: {len(strange)} of {len(fitted)} frames, worst "
             f"{dataset[int(numbers[k])].name} with {1e3 * (float(residuals[k]) - centre):+.0f} meV/atom"
         )
     if fit.tied:

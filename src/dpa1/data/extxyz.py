@@ -131,6 +131,8 @@ def _read_frame(head: bytes, file: IO[bytes], explicit: Explicit, report: Source
     lines = list(islice(file, n))
     if len(lines) < n or not lines[-1].strip():
         raise UserError(f"{name}: announces {n} atoms but the file ends after {len(lines)}; it is truncated")
+    if not lines[-1].endswith(b"\n") and _cut_off(lines):
+        raise UserError(f"{name}: the last number of the file is cut off; it is truncated")
     info = parse_comment(comment)
     cell, pbc = _cell(info, name)
     properties = info.pop("Properties", "") or "species:S:1:pos:R:3"
@@ -146,6 +148,12 @@ def _read_frame(head: bytes, file: IO[bytes], explicit: Explicit, report: Source
         raise UserError(f"{name}: 'pos' in Properties is not pos:R:3; name the columns of the file")
     positions = arrays.pop("pos")
     return build_frame(_numbers(arrays, name), positions, cell, pbc, info, arrays, explicit, report, index)
+
+
+def _cut_off(lines: list[bytes]) -> bool:
+    """Whether the very last number has fewer decimals than all others of its column, which share one count."""
+    decimals = [len(words[-1].partition(b".")[2]) for words in map(bytes.split, lines) if words]
+    return len(set(decimals[:-1])) == 1 and decimals[-1] < decimals[0]
 
 
 def parse_comment(comment: str) -> dict[str, Any]:
