@@ -13,7 +13,7 @@ GOLDEN = {"energy": "energy", "atomic_energy": "atom_energy", "forces": "force",
 def frame_of(data: dict[str, np.ndarray], elements: tuple[str, ...]) -> Frame:
     """The structure in a golden file."""
     numbers = [atomic_numbers[elements[t]] for t in data["type"]]
-    return make_frame(numbers, data["coord"], data["box"] if "box" in data else None)
+    return make_frame(numbers, data["coord"], data.get("box"))
 
 
 def computed(potential: Potential, frame: Frame) -> dict[str, np.ndarray]:

@@ -56,7 +56,9 @@ def slots(types: list[int], coord: Tensor, box: Tensor | None, model: dict) -> t
     shifts = torch.zeros(1, 3, dtype=torch.float64)
     if box is not None:
         b = box.detach()
-        heights = [abs(torch.linalg.det(b)) / torch.linalg.norm(torch.linalg.cross(b[i - 2], b[i - 1])) for i in range(3)]
+        heights = [
+            abs(torch.linalg.det(b)) / torch.linalg.norm(torch.linalg.cross(b[i - 2], b[i - 1])) for i in range(3)
+        ]
         ranges = [range(-math.ceil(rcut / h) - 1, math.ceil(rcut / h) + 2) for h in heights]
         images = sorted(itertools.product(*ranges), key=lambda s: sum(k * k for k in s))
         shifts = tensor(images) @ box
@@ -96,7 +98,9 @@ def atomic_energies(model: dict, types: list[int], coord: Tensor, box: Tensor | 
     mask = real & ~hidden
     sw = sw * mask
 
-    inputs = econf / math.sqrt(econf.shape[1]) if d["use_econf_tebd"] else torch.eye(len(model["type_map"]), dtype=R.dtype)
+    inputs = (
+        econf / math.sqrt(econf.shape[1]) if d["use_econf_tebd"] else torch.eye(len(model["type_map"]), dtype=R.dtype)
+    )
     E = network(d["type_embedding"]["embedding"], inputs)
     parts = [E[kinds[index]]]
     if not d["type_one_side"]:
@@ -143,7 +147,9 @@ def attention(layer: dict, G: Tensor, mask: Tensor, sw: Tensor, direction: Tenso
         P = P * (direction @ direction.transpose(1, 2))
     X = G + dense(a["out_proj"], P @ v)
     mean, var = X.mean(-1, keepdim=True), X.var(-1, unbiased=False, keepdim=True)
-    return (X - mean) / torch.sqrt(var + norm["eps"]) * tensor(norm["@variables"]["w"]) + tensor(norm["@variables"]["b"])
+    return (X - mean) / torch.sqrt(var + norm["eps"]) * tensor(norm["@variables"]["w"]) + tensor(
+        norm["@variables"]["b"]
+    )
 
 
 def evaluate(model: dict, types: list[int], coord: np.ndarray, box: np.ndarray | None, econf: np.ndarray) -> dict:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpa1.frames import make_frame
-from dpa1.interop.weights import from_neutral, to_neutral
+from dpa1.interop.export import to_neutral
+from dpa1.interop.weights import from_neutral
 from dpa1.model.elements import electron_configuration
 from tests.contracts.systems import ELEMENTS, NUMBERS, option_sets, random_frame, random_potential
 from tests.golden.common import assert_same, computed

@@ -42,7 +42,7 @@ def convert(source: str | Path, target: str | Path, *, overwrite: bool = False, 
 
         save_model(potential, target)
         return
+    from dpa1.interop.export import to_neutral
     from dpa1.interop.neutral import write_neutral
-    from dpa1.interop.weights import to_neutral
 
     write_neutral(to_neutral(potential, str(source), branch if own else None), target)

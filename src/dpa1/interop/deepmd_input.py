@@ -106,16 +106,23 @@ class _Translation:
             self._refuse("nvnmd")
         model = self._section(top.get("model"), MODEL, "model", refuse=("model_dict", "shared_dict"))
         training = self._section(
-            top.get("training"), TRAINING, "training", TRAINING_UNUSED, refuse=("data_dict", "model_prob", "num_epoch_dict")
+            top.get("training"),
+            TRAINING,
+            "training",
+            TRAINING_UNUSED,
+            refuse=("data_dict", "model_prob", "num_epoch_dict"),
         )
         data = self._data(training, "training_data")
         config, bias = self._model(model, data)
         out_training = self._training(training, data, model, top)
-        validation = self._data(training, "validation_data")
+        valid = None
+        if training["validation_data"] is not None:
+            validation = self._data(training, "validation_data")
+            valid = weighted_sources(validation, self.where, model["type_map"])
         out: dict[str, Any] = {
             "data": {
-                "train": weighted_sources(data, self.path, self.where, model["type_map"]),
-                "valid": None if validation is None else weighted_sources(validation, self.path, self.where, None),
+                "train": weighted_sources(data, self.where, model["type_map"]),
+                "valid": valid,
             },
             "model": config,
             "training": {**out_training, "energy_bias": bias},
@@ -154,14 +161,12 @@ class _Translation:
                 raise UserError(f"{self.where}: unknown key '{name}.{key}'{did_you_mean(key, names)}")
         return out
 
-    def _data(self, training: dict[str, Any], name: str) -> dict[str, Any] | None:
-        if training[name] is None:
-            if name == "training_data":
-                raise UserError(f"{self.where}: needs 'training.training_data.systems', where the frames are")
-            return None
+    def _data(self, training: dict[str, Any], name: str) -> dict[str, Any]:
         data = self._section(training[name], DATA, f"training.{name}")
         if data["min_pair_dist"]:
-            self._refuse(f"training.{name}.min_pair_dist", "remove frames with close atoms (dpa1 data check names them)")
+            self._refuse(
+                f"training.{name}.min_pair_dist", "remove frames with close atoms (dpa1 data check names them)"
+            )
         if data["set_prefix"] != "set":
             self._refuse(f"training.{name}.set_prefix: {data['set_prefix']}", "name the folders set.*")
         if data["numb_btch"] is not None:
@@ -169,7 +174,7 @@ class _Translation:
         data["systems"] = located(data["systems"], data["rglob_patterns"], self.path.parent, self.where)
         return data
 
-    def _model(self, model: dict[str, Any], data: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, float]]:
+    def _model(self, model: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
         for key in ("use_srtab", "type_embedding", "modifier", "compress", "spin", "finetune_head"):
             if model[key]:
                 self._refuse(f"model.{key}")
@@ -210,7 +215,7 @@ class _Translation:
         )  # fmt: skip
         values = config.model_dump(mode="json", exclude_none=True)
         if config.sel is None:
-            values["sel"] = measured_sel((data or {})["systems"], config.cutoff, descriptor["sel"], symbols, self.where)
+            values["sel"] = measured_sel(data["systems"], config.cutoff, descriptor["sel"], symbols, self.where)
             self.notes.append(f"sel: {values['sel']} (from the training data, as '{descriptor['sel']}' asks)")
         return values, self._preset(model["preset_out_bias"], symbols)
 
@@ -219,14 +224,15 @@ class _Translation:
         if isinstance(values, dict):
             return {symbol: float(value) for symbol, value in values.items() if value is not None}
         if values and len(values) != len(symbols):
-            raise UserError(f"{self.where}: 'model.preset_out_bias.energy' needs one value or null per type of type_map")
+            raise UserError(
+                f"{self.where}: 'model.preset_out_bias.energy' needs one value or null per type of type_map"
+            )
         flat = [value[0] if isinstance(value, list) else value for value in values]
         return {symbol: float(value) for symbol, value in zip(symbols, flat, strict=False) if value is not None}
 
     def _training(
-        self, training: dict[str, Any], data: dict[str, Any] | None, model: dict[str, Any], top: dict[str, Any]
+        self, training: dict[str, Any], data: dict[str, Any], model: dict[str, Any], top: dict[str, Any]
     ) -> dict[str, Any]:
-        assert data is not None
         steps, epochs = training["numb_steps"], training["numb_epoch"]
         if (steps is None) == (epochs is None):
             raise UserError(f"{self.where}: give one of 'training.numb_steps' and 'training.numb_epoch'")
@@ -302,7 +308,9 @@ class _Translation:
         every = int(rate["decay_steps"])
         if rate["decay_rate"] is None:
             if steps is None:
-                self.notes.append("learning_rate.decay_steps: the rate decays smoothly, as the steps come from numb_epoch")
+                self.notes.append(
+                    "learning_rate.decay_steps: the rate decays smoothly, as the steps come from numb_epoch"
+                )
                 return {}
             total = steps - warmup
             if every >= total:
@@ -314,7 +322,12 @@ class _Translation:
         loss = self._section(given if given is not None else {}, LOSS, "loss")
         if loss["type"] != "ener":
             self._refuse(f"loss.type: {loss['type']}")
-        for term, label in (("h", "Hessian"), ("ae", "atomic energy"), ("pf", "weighted force"), ("gf", "generalised force")):
+        for term, label in (
+            ("h", "Hessian"),
+            ("ae", "atomic energy"),
+            ("pf", "weighted force"),
+            ("gf", "generalised force"),
+        ):
             on = [bool(loss[f"{end}_pref_{term}"]) for end in ("start", "limit")]
             if any(on) if term == "h" else all(on):
                 self._refuse(f"loss.start_pref_{term} ({label} term)", "set it to 0")
@@ -341,4 +354,3 @@ class _Translation:
 
 def _plain(given: Any) -> bool:
     return not isinstance(given, dict) or str(given.get("type", "Adam")).lower() in ("adam", "adamw")
-

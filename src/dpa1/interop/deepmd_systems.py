@@ -69,9 +69,7 @@ def _small_enough(systems: Sequence[str], atoms: int, where: str) -> list[str]:
     return kept
 
 
-def weighted_sources(
-    data: dict[str, Any], path: Path, where: str, type_map: Sequence[str] | None
-) -> list[dict[str, Any]]:
+def weighted_sources(data: dict[str, Any], where: str, type_map: Sequence[str] | None) -> list[dict[str, Any]]:
     """Data sections. DeePMD-kit's chances of systems become weights in the loss, which has the same expectation."""
     systems = data["systems"]
     plain = [{"path": system} for system in systems]

@@ -39,7 +39,13 @@ ALIASES = {"n_axis_neuron": "axis_neuron", "smooth_type_embdding": "smooth_type_
 # Keys of older versions, with the only value that means what is computed today.
 FORMER = {"post_ln": True, "ffn": False, "head_num": 1, "num_heads": 1, "set_type_embd_zero": False}
 FORMER_UNUSED = ("ffn_embed_dim",)
-PRECISIONS = {"default": "float64", "float64": "float64", "double": "float64", "float32": "float32", "single": "float32"}
+PRECISIONS = {
+    "default": "float64",
+    "float64": "float64",
+    "double": "float64",
+    "float32": "float32",
+    "single": "float32",
+}
 
 
 def model_config(
@@ -176,7 +182,9 @@ def _refuse_unsupported(descriptor: dict[str, Any], fitting: dict[str, Any], whe
     ]
     for name, found in refused:
         if found:
-            raise UserError(f"{where}: uses '{name}', which is not supported here; keep using DeePMD-kit for this model")
+            raise UserError(
+                f"{where}: uses '{name}', which is not supported here; keep using DeePMD-kit for this model"
+            )
 
 
 def _sel(sel: Any, where: str) -> int | None:
@@ -186,7 +194,9 @@ def _sel(sel: Any, where: str) -> int | None:
         return sel
     if isinstance(sel, str) and sel.partition(":")[0] == "auto":
         return None
-    raise UserError(f"{where}: 'descriptor.sel' must be a number, a list of numbers or 'auto[:factor]' (given: {sel!r})")
+    raise UserError(
+        f"{where}: 'descriptor.sel' must be a number, a list of numbers or 'auto[:factor]' (given: {sel!r})"
+    )
 
 
 def _symbols(types: Iterable[int], elements: Sequence[str], key: str, where: str) -> list[str]:

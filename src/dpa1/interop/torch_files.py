@@ -65,7 +65,7 @@ def read_torch(path: str | Path, branch: str | None = None) -> Potential:
             frozen = any(name.endswith("/constants.pkl") for name in archive.namelist())
             # Contents carry checksums, which torch does not look at.
             broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, RuntimeError, ValueError):
+    except Exception:  # a damaged archive fails in many ways
         broken = "archive"
     if broken is not None:
         raise _damaged(path)
@@ -108,7 +108,7 @@ def _checkpoint(path: Path, branch: str | None) -> tuple[dict[str, Any], dict[st
         key = "Default"
     prefix = f"model.{key}."
     tensors = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
-    return dict(params), tensors, "default" if key == "Default" else key
+    return dict(params), tensors, "default" if key == "Default" else str(key)
 
 
 def _frozen(path: Path, branch: str | None) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -124,8 +124,8 @@ def _frozen(path: Path, branch: str | None) -> tuple[dict[str, Any], dict[str, A
         raise _damaged(path) from None
     script = getattr(module, "attributes", {}).get("model_def_script")
     try:
-        params = json.loads(script)
-    except (TypeError, ValueError):
+        params = json.loads(str(script))
+    except ValueError:
         raise UserError(f"{path}: a TorchScript file without a DeePMD-kit model (no 'model_def_script')") from None
     tensors: dict[str, Any] = {}
     _collect(module, "", tensors)
@@ -210,7 +210,9 @@ def _build(params: dict[str, Any], tensors: dict[str, Any], where: str, level: s
         pair_exclude_types=params.get("pair_exclude_types") or (),
     )
     if config.sel is None:
-        raise UserError(f"{where}: its sel is 'auto', so its size is unknown; convert it with 'dp convert-backend' first")
+        raise UserError(
+            f"{where}: its sel is 'auto', so its size is unknown; convert it with 'dp convert-backend' first"
+        )
     renamed: dict[str, Any] = {}
     compressed = [name for name, value in tensors.items() if "compress_data" in name or "type_embd_data" in name]
     if any(np.asarray(tensors[name]).size for name in compressed):
@@ -244,7 +246,7 @@ def _our_name(name: str, hidden: int) -> str | None:
     match = _ATTENTION.fullmatch(name)
     if match is None:
         return None
-    layer, projection, part = match.groups()
+    prefix, projection = f"descriptor.attention.{match[1]}", match[2]
     if projection is None:
-        return f"descriptor.attention.{layer}.norm_{'scale' if part == 'matrix' else 'offset'}"
-    return f"descriptor.attention.{layer}.project_{projection.removesuffix('_proj')}.{_PARTS[part]}"
+        return f"{prefix}.norm_{'scale' if match[3] == 'matrix' else 'offset'}"
+    return f"{prefix}.project_{projection.removesuffix('_proj')}.{_PARTS[match[3]]}"

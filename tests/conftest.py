@@ -1,0 +1,19 @@
+"""Options of the test run."""
+
+import importlib.util
+import sys
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--deepmd-python", help="interpreter that has deepmd-kit, for the tests marked 'deepmd'")
+
+
+@pytest.fixture(scope="session")
+def deepmd_python(request: pytest.FixtureRequest) -> str:
+    """An interpreter that can import deepmd-kit; tests that need one are skipped without."""
+    given = request.config.getoption("--deepmd-python")
+    if given is None and importlib.util.find_spec("deepmd") is None:
+        pytest.skip("deepmd-kit is not installed; give --deepmd-python PATH")
+    return given or sys.executable
