@@ -46,12 +46,14 @@ def relax_command(
         raise UserError("--pressure: acts only on a cell that relaxes; add --cell or drop it")
 
     from ase.io import write
-    from ase.io.formats import UnknownFileTypeError, filetype
+    from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
 
     try:
-        filetype(str(target), read=False)
+        writable = get_ioformat(filetype(str(target), read=False)).can_write
     except UnknownFileTypeError:
-        raise UserError(f"{target}: ASE writes no such format; use a name such as {target.stem}.xyz") from None
+        writable = False
+    if not writable:
+        raise UserError(f"{target}: ASE writes no such format; use a name such as {target.stem}.xyz")
 
     from dpa1.interop.load import load_potential
     from dpa1.simulate.relax import relax, with_results
