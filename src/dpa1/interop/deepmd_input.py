@@ -86,7 +86,10 @@ def translate(values: dict[str, Any], path: str | Path) -> tuple[dict[str, Any],
         naming the file and the key: unknown (with the nearest one), or one that changes the physics and that is not
         supported here.
     """
-    return _Translation(values, Path(path)).run()
+    try:
+        return _Translation(values, Path(path)).run()
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"{path}: a value is not what DeePMD-kit expects there ({error}); correct it") from None
 
 
 class _Translation:
@@ -157,7 +160,7 @@ class _Translation:
             elif target in known:
                 out[target] = value
             else:
-                names = [*known, *unused, *RENAMED]
+                names = [*known, *unused]
                 raise UserError(f"{self.where}: unknown key '{name}.{key}'{did_you_mean(key, names)}")
         return out
 

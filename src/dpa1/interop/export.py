@@ -8,6 +8,7 @@ import numpy as np
 
 from dpa1.config.model import ModelConfig
 from dpa1.errors import UserError
+from dpa1.interop.options import DESCRIPTOR_KEYS, FITTING_KEYS
 from dpa1.model.potential import Potential
 
 
@@ -54,23 +55,26 @@ def _options(potential: Potential) -> dict[str, Any]:
     """The descriptor's options under DeePMD-kit's names."""
     c = potential.config
     return {
-        "rcut": c.cutoff, "rcut_smth": c.switch_start, "sel": [c.sel], "neuron": list(c.embedding),
-        "axis_neuron": c.axis, "tebd_dim": c.type_embedding, "tebd_input_mode": c.type_input,
-        "set_davg_zero": not c.subtract_mean, "attn": c.attention_width, "attn_layer": c.attention_layers,
-        "attn_dotr": c.gate, "attn_mask": False, "activation_function": c.activation,
-        "resnet_dt": c.timestep_residual, "scaling_factor": c.scaling, "normalize": c.normalize,
-        "temperature": c.temperature, "trainable_ln": c.layer_norm_trainable, "ln_eps": c.layer_norm_eps,
-        "smooth_type_embedding": c.smooth_attention, "type_one_side": c.one_sided,
-        "concat_output_tebd": c.append_type_embedding, "use_econf_tebd": c.electron_configuration,
-        "use_tebd_bias": c.type_embedding_bias, "precision": str(potential.dtype).removeprefix("torch."),
-        "exclude_types": _types(potential, c.exclude_pairs), "env_protection": c.environment_protection,
-    }  # fmt: skip
+        **{theirs: _plain(getattr(c, ours)) for ours, theirs in DESCRIPTOR_KEYS.items()},
+        "sel": [c.sel],
+        "tebd_input_mode": c.type_input,
+        "set_davg_zero": not c.subtract_mean,
+        "attn_mask": False,
+        "ln_eps": c.layer_norm_eps,
+        "smooth_type_embedding": c.smooth_attention,
+        "precision": str(potential.dtype).removeprefix("torch."),
+        "exclude_types": _types(potential, c.exclude_pairs),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _script(potential: Potential) -> dict[str, Any]:
     c = potential.config
-    fitting = {"type": "ener", "neuron": list(c.fitting), "activation_function": c.fitting_activation,
-               "resnet_dt": c.fitting_timestep, "precision": _fitting_precision(potential)}  # fmt: skip
+    fitting = {theirs: _plain(getattr(c, ours)) for ours, theirs in FITTING_KEYS.items()}
+    fitting |= {"type": "ener", "precision": _fitting_precision(potential)}
     return {
         "type_map": list(potential.elements),
         "descriptor": {"type": "dpa1", **_options(potential), "sel": c.sel},

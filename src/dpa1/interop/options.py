@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,16 @@ CLASS_FITTING: dict[str, Any] = {
     **SCHEMA_FITTING, "neuron": [128, 128, 128], "ntypes": None, "type_map": None, "mixed_types": True,
     "dim_descrpt": None, "embedding_width": None, "exclude_types": [], "bias_atom_e": None,
 }  # fmt: skip
+# Our name → DeePMD-kit's, where the values mean the same.
+DESCRIPTOR_KEYS = {
+    "cutoff": "rcut", "switch_start": "rcut_smth", "environment_protection": "env_protection", "embedding": "neuron",
+    "axis": "axis_neuron", "type_embedding": "tebd_dim", "one_sided": "type_one_side",
+    "electron_configuration": "use_econf_tebd", "type_embedding_bias": "use_tebd_bias",
+    "append_type_embedding": "concat_output_tebd", "attention_layers": "attn_layer", "attention_width": "attn",
+    "gate": "attn_dotr", "normalize": "normalize", "temperature": "temperature", "scaling": "scaling_factor",
+    "activation": "activation_function", "timestep_residual": "resnet_dt", "layer_norm_trainable": "trainable_ln",
+}  # fmt: skip
+FITTING_KEYS = {"fitting": "neuron", "fitting_activation": "activation_function", "fitting_timestep": "resnet_dt"}
 ALIASES = {"n_axis_neuron": "axis_neuron", "smooth_type_embdding": "smooth_type_embedding", "n_neuron": "neuron"}
 # Keys of older versions, with the only value that means what is computed today.
 FORMER = {"post_ln": True, "ffn": False, "head_num": 1, "num_heads": 1, "set_type_embd_zero": False}
@@ -77,44 +88,31 @@ def model_config(
     def pairs(key: str, values: Iterable[Sequence[int]]) -> list[list[str]]:
         return [_symbols(pair, elements, key, where) for pair in values or ()]
 
-    values = {
+    values = {ours: descriptor[theirs] for ours, theirs in DESCRIPTOR_KEYS.items()}
+    values |= {ours: fitting[theirs] for ours, theirs in FITTING_KEYS.items()}
+    values |= {
         "convention": "deepmd",
         "elements": elements,
-        "cutoff": descriptor["rcut"],
-        "switch_start": descriptor["rcut_smth"],
         "sel": _sel(descriptor["sel"], where),
-        "environment_protection": descriptor["env_protection"],
-        "embedding": descriptor["neuron"],
-        "axis": descriptor["axis_neuron"],
-        "type_embedding": descriptor["tebd_dim"],
         "type_input": "strip" if strip else "concat",
-        "one_sided": descriptor["type_one_side"],
-        "electron_configuration": descriptor["use_econf_tebd"],
-        "type_embedding_bias": descriptor["use_tebd_bias"],
-        "append_type_embedding": descriptor["concat_output_tebd"],
-        "attention_layers": descriptor["attn_layer"],
-        "attention_width": descriptor["attn"],
-        "gate": descriptor["attn_dotr"],
-        "normalize": descriptor["normalize"],
-        "temperature": descriptor["temperature"],
-        "scaling": descriptor["scaling_factor"],
         "smooth_attention": smooth,
         "subtract_mean": not descriptor["set_davg_zero"],
-        "activation": descriptor["activation_function"],
-        "timestep_residual": descriptor["resnet_dt"],
-        "layer_norm_trainable": descriptor["trainable_ln"],
         "layer_norm_eps": 1e-5 if descriptor["ln_eps"] is None else descriptor["ln_eps"],
         "exclude_pairs": pairs("exclude_types", descriptor["exclude_types"]),
         "exclude_model_pairs": pairs("pair_exclude_types", pair_exclude_types),
         "exclude_elements": _symbols(atom_exclude_types or (), elements, "atom_exclude_types", where),
-        "fitting": fitting["neuron"],
-        "fitting_activation": fitting["activation_function"],
-        "fitting_timestep": fitting["resnet_dt"],
         "precision": precision(descriptor["precision"], "descriptor", where),
     }
     if (fine := precision(fitting["precision"], "fitting_net", where)) != values["precision"]:
         values["fitting_precision"] = fine
-    return parse(ModelConfig, values, where)
+    try:
+        return parse(ModelConfig, values, where)
+    except UserError as error:
+        message = str(error)
+    for section, keys in (("descriptor", DESCRIPTOR_KEYS), ("fitting_net", FITTING_KEYS)):
+        for ours, theirs in keys.items():
+            message = re.sub(rf"'{ours}(?=['.])", f"'{section}.{theirs}", message)
+    raise UserError(message)
 
 
 def complete(given: dict[str, Any], defaults: dict[str, Any], section: str, where: str) -> dict[str, Any]:
