@@ -78,11 +78,25 @@ def read_values(path: str | Path) -> Any:
         raise UserError(f"{path}: not valid {suffix[1:].upper()}: {' '.join(str(error).split())}") from None
 
 
+def complete_values(section: Section) -> dict[str, Any]:
+    """Plain values of every key, ready for JSON or YAML; a None that is the default anyway is left out."""
+    values = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            values[name] = complete_values(value)
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+            values[name] = [complete_values(item) for item in value]
+        elif value is None and field.get_default(call_default_factory=True) is None:
+            del values[name]
+    return values
+
+
 def write_config(config: RunConfig, path: str | Path) -> None:
     """Write the complete configuration, defaults included, as YAML."""
     import yaml
 
-    values = config.model_dump(mode="json", exclude_none=True)
+    values = complete_values(config)
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 

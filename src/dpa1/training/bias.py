@@ -18,7 +18,7 @@ from dpa1.frames import make_frame
 from dpa1.model.potential import Potential
 from dpa1.neighbors import find_neighbors
 from dpa1.training.distributed import World
-from dpa1.training.prepare import sample
+from dpa1.training.prepare import SAMPLE_ATOMS, sample
 
 
 class Pins:
@@ -79,6 +79,8 @@ def isolated_energies(dataset: Dataset, config: RunConfig) -> dict[str, float]:
             and not len(find_neighbors(frame, config.model.cutoff).centre)
         ):
             found[symbol] = float(table.energy[i])
+            if len(found) == len(table.elements):
+                break
     return found
 
 
@@ -107,17 +109,17 @@ def refit(
     loader: Loader,
     pins: Pins | None,
     world: World,
-    frames: int | None = None,
+    atoms: int = SAMPLE_ATOMS,
 ) -> str:
     """Shift the bias by the least-squares fit of label − prediction on a sample of training frames. Returns a table.
 
-    Pinned isolated atoms and given values stay as they are. ``frames``: sample size, the configuration's if not given.
+    Pinned isolated atoms and given values stay as they are. ``atoms``: size of the sample at most.
     """
     if pins:
         pins.fold(potential)
     chosen = np.flatnonzero(np.isfinite(dataset.table.energy))
     if len(chosen):
-        chosen = chosen[sample(dataset.subset(chosen), frames or config.training.statistics_frames, config.seed)]
+        chosen = chosen[sample(dataset.subset(chosen), config.training.statistics_frames, config.seed, atoms)]
     held = dict.fromkeys([*(pins.symbols if pins else ()), *config.training.energy_bias], 0.0)
     if not len(chosen) or len(held) == len(potential.elements):
         return "energy bias: nothing to refit"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dpa1 import __version__
-from dpa1.config.run import RunConfig
+from dpa1.config.run import RunConfig, complete_values
 from dpa1.container import replace_file
 from dpa1.data.loader import Loader
 from dpa1.model.file import save_model
@@ -63,7 +63,7 @@ def save(
         numbers = {part: _numbers(values) for part, values in errors.items() if values}
         potential.info = {
             "trained": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "dpa1": __version__,
+            "dpa1": version("dpa1"),
             "torch": str(torch.__version__),
             "steps": progress.step,
             "seconds": round(progress.seconds, 1),
@@ -75,7 +75,7 @@ def save(
                 if part is not None
             },
             "errors": numbers,
-            "run": config.model_dump(mode="json", exclude_none=True, exclude={"model"}),
+            "run": {key: value for key, value in complete_values(config).items() if key != "model"},
         }
         save_model(potential, path)
         replace_file(folder / "errors.json", json.dumps(numbers, indent=2).encode())

@@ -21,7 +21,7 @@ from dpa1.training.distributed import World
 from dpa1.training.loss import LABELS
 from dpa1.training.statistics import install, measure
 
-SAMPLE_ATOMS = 200_000  # atoms in the statistics sample at most
+SAMPLE_ATOMS = 50_000  # atoms in a sample for statistics at most
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ def resolve_steps(config: RunConfig, sampler: Sampler) -> RunConfig:
     return config.model_copy(update={"training": training.model_copy(update={"steps": steps, "epochs": None})})
 
 
-def sample(dataset: Dataset, frames: int, seed: int) -> np.ndarray:
-    """Sorted numbers of a random choice of at most ``frames`` frames and ``SAMPLE_ATOMS`` atoms."""
+def sample(dataset: Dataset, frames: int, seed: int, atoms: int = SAMPLE_ATOMS) -> np.ndarray:
+    """Sorted numbers of a random choice of at most ``frames`` frames and ``atoms`` atoms, at least one frame."""
     order = np.random.default_rng([seed, 0x57A7]).permutation(len(dataset))[:frames]
-    within = np.cumsum(dataset.sizes[order]) <= SAMPLE_ATOMS
+    within = np.cumsum(dataset.sizes[order]) <= atoms
     within[0] = True
     return np.sort(order[within])
 

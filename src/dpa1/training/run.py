@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dpa1.config.run import RunConfig, config_from, load_config, write_config
+from dpa1.config.run import RunConfig, complete_values, config_from, load_config, write_config
 from dpa1.errors import RunError, UserError
 from dpa1.model.potential import Potential
 from dpa1.training import bias, checkpoint, finish
@@ -129,7 +129,7 @@ def _train(config: RunConfig, folder: Path, world: World, report: Report, resume
     valid = evaluation_loader(data.valid, config, potential.cutoff, world) if data.valid else None
     if start is None and config.training.refit_bias:
         # Takes out the constant that the untrained network adds, which energies would otherwise learn slowly.
-        bias.refit(potential, data.train, config, train, pins, world, frames=100)
+        bias.refit(potential, data.train, config, train, pins, world, atoms=5000)
     trainer = Trainer(potential, config, world, train, valid, folder, report, pins)
     if start is not None:
         trainer.load(start)
@@ -138,8 +138,7 @@ def _train(config: RunConfig, folder: Path, world: World, report: Report, resume
     if world.main:
         checkpoint.remove_halves(folder)
         write_config(config, folder / "config.yaml")
-        values = config.model_dump(mode="json", exclude_none=True)
-        trainer.loggers = open_loggers(config.loggers, folder, values, trainer.progress.step)
+        trainer.loggers = open_loggers(config.loggers, folder, complete_values(config), trainer.progress.step)
     try:
         trainer.run()
     finally:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from dpa1.training.loss import Loss
 from dpa1.training.optimizer import Clipper, load_optimizer_state, make_optimizer, optimizer_state
 from dpa1.training.progress import Report
 from dpa1.training.schedule import Schedule
+from dpa1.training.signals import stop_signals
 from dpa1.training.step import Step
 
 
@@ -91,8 +89,9 @@ class Trainer:
         self.report.start(state.step, steps)
         before, begun = state.seconds, time.perf_counter()
         try:
-            with _stop_signals() as stop:
-                while state.step < steps:
+            with stop_signals() as stop:
+                enough = self._patience_ended()
+                while state.step < steps and not enough:
                     number = state.step
                     place = self.train.state_dict()
                     batches = [next(self.train).to(self.world.device) for _ in range(self.config.accumulate)]
@@ -113,9 +112,8 @@ class Trainer:
                             f"stopped by a signal after step {state.step}; {self._saved} holds everything, "
                             "continue with --resume"
                         )
-                    if enough:
-                        self.report.say(f"no better model for {self.config.patience} validations: stopped early")
-                        break
+                if enough:
+                    self.report.say(f"no better model for {self.config.patience} validations: stopped early")
         finally:
             self.report.stop()
 
@@ -252,24 +250,3 @@ def _errors(part: str, sums: Tensor) -> dict[str, float]:
         values[f"{part}_{quantity}_mae"] = absolute / count if count else math.nan
     assert set(values) == {f"{part}_{error}" for error in ERRORS}
     return values
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event that the loop looks at; a second Ctrl-C interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if event.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        event.set()
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
