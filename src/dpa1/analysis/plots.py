@@ -48,7 +48,7 @@ def thermo(log: str | Path) -> Figure:
     time = table["time_fs"] / 1000.0
     rows: list[tuple[str, Sequence[tuple[str, np.ndarray]]]] = [
         ("temperature (K)", [("", table["temperature_K"])]),
-        ("energy (eV), from the start", [
+        ("Δ energy (eV)", [
             (name, table[f"{name}_eV"] - table[f"{name}_eV"][0]) for name in ("potential", "kinetic", "total")
         ]),
     ]  # fmt: skip

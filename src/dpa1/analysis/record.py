@@ -102,11 +102,9 @@ def _cell(value: float | None) -> str:
     return "" if value is None or np.isnan(value) else f"{value:.10g}"
 
 
-def write_plots(folder: Path, recorder: Recorder, result: dict[str, float]) -> list[Path]:
-    """``parity.png`` where there is anything to draw."""
+def write_plots(folder: Path, recorder: Recorder, result: dict[str, float]) -> None:
+    """``parity.png``."""
     from dpa1.analysis.plots import parity, save
 
     points = {quantity: sample.arrays() for quantity, sample in recorder.points.items()}
-    path = folder / "parity.png"
-    save(parity(points, result), path)
-    return [path]
+    save(parity(points, result), folder / "parity.png")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dpa1.cli.data import Label, TypeMap, _labels, _type_map
 from dpa1.cli.terminal import Progress, check_new, to_json
+from dpa1.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dpa1.data.report import LabelReport
+    from dpa1.frames import Frame
     from dpa1.model.potential import Potential
 
 # quantity → (factor, unit) of the table; the JSON keeps eV and Å.
@@ -35,6 +38,8 @@ def evaluate_command(
     model: Annotated[Path, typer.Argument(help="Model file: .dpa1, or DeePMD-kit's .dp .yaml .pt .pth.")],
     data: Annotated[list[str], typer.Argument(help="Labelled data: files, folders or patterns that dpa1 reads.")],
     output: Annotated[Path | None, typer.Option(help="New folder for metrics.json, frames.csv and parity.png.")] = None,
+    label: Label = None,
+    type_map: TypeMap = None,
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON (eV, Å) instead of a table.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; the model's own by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
@@ -44,20 +49,25 @@ def evaluate_command(
     """Errors of energy, forces, virial and stress: in total, per element, per source, and the worst frames."""
     if output is not None:
         check_new(output)
+    from dpa1.data.read import iter_frames
     from dpa1.data.report import LabelReport
     from dpa1.interop.load import load_potential
 
     potential = load_potential(model)
     report = LabelReport()
+    frames = iter_frames(data, _labels(label), type_map=_type_map(type_map), report=report)
     options = {"dtype": dtype, "device": device, "level": level, "batch_atoms": batch_atoms}
     if output is None:
-        result, written = _evaluate(potential, data, report, options, None), []
+        result, written = _evaluate(potential, frames, options, None), []
     else:
         # The folder appears only when everything in it is complete.
         part = output.with_name(f".{output.name}.{os.getpid()}.part")
-        part.mkdir(parents=True)
         try:
-            result = _evaluate(potential, data, report, options, part)
+            part.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"{output}: cannot be created ({error.strerror}); choose another with --output") from None
+        try:
+            result = _evaluate(potential, frames, options, part)
             written = sorted(path.name for path in part.iterdir())
             os.replace(part, output)
         finally:
@@ -72,26 +82,24 @@ def evaluate_command(
     for table in tables(result):
         console.print(table)
     for name in written:
-        console.print(f"wrote {output / name}" if output else "", markup=False)
+        typer.echo(f"wrote {output}/{name}")
 
 
 def _evaluate(
-    potential: Potential, data: list[str], report: LabelReport, options: dict[str, Any], folder: Path | None
+    potential: Potential, frames: Iterator[Frame], options: dict[str, Any], folder: Path | None
 ) -> dict[str, Any]:
     from dpa1.analysis.evaluate import evaluate
-    from dpa1.data.read import iter_frames
 
     progress = Progress(None, "frames")
     done = 0
 
-    def observe(frames: Any, prediction: Any, terms: Any) -> None:
+    def observe(batch: Any, prediction: Any, terms: Any) -> None:
         nonlocal done
-        done += len(frames)
+        done += len(batch)
         progress.update(done)
         if recorder is not None:
-            recorder.observe(frames, prediction, terms)
+            recorder.observe(batch, prediction, terms)
 
-    frames = iter_frames(data, report=report)
     recorder = None
     if folder is None:
         result = evaluate(potential, frames, observe=observe, **options)
@@ -102,7 +110,10 @@ def _evaluate(
             recorder = Recorder(potential, file)
             result = evaluate(potential, frames, observe=observe, **options)
         (folder / "metrics.json").write_text(to_json(result) + "\n", encoding="utf-8")
-        write_plots(folder, recorder, result)
+        try:
+            write_plots(folder, recorder, result)
+        except UserError as error:  # no matplotlib: the numbers are there all the same
+            typer.echo(f"parity.png was not drawn: {error}", err=True)
     progress.close()
     return result
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dpa1.cli.terminal import Progress, new_file
+from dpa1.cli.terminal import Progress, keep_trace_in, new_file
 from dpa1.errors import RunError, UserError
 
 
@@ -62,6 +62,7 @@ def relax_command(
     potential = load_potential(model)
     atoms, _ = read_structure(structure, potential, index)
     calculator = potential.calculator(dtype=dtype, device=device, level=level)
+    keep_trace_in(target.parent)
     progress = Progress(steps, "steps")
     try:
         end = relax(

@@ -34,7 +34,9 @@ def show_command(
 
     console = Console(highlight=False)
     for key, value in card.items():
-        if key not in ("energies", "config"):
+        if key == "errors" and isinstance(value, dict):
+            value = {part: _errors(numbers) for part, numbers in value.items()}
+        if key not in ("energies", "config", "run"):
             console.print(f"{key.replace('_', ' '):<16} {_text(value)}", markup=False, soft_wrap=True)
     table = Table(title="energy of an isolated atom, eV", title_justify="left")
     table.add_column("element")
@@ -98,6 +100,12 @@ def model_card(potential: Potential, path: Path) -> dict[str, Any]:
     }
     card["config"] = config.model_dump(mode="json")
     return card
+
+
+def _errors(numbers: dict[str, Any]) -> str:
+    units = {"energy": "meV/atom", "force": "meV/Å", "virial": "meV/atom"}
+    found = {q: numbers.get(f"{q}_rmse") for q in units}
+    return "RMSE " + ", ".join(f"{q} {1000 * v:.4g} {units[q]}" for q, v in found.items() if v is not None)
 
 
 def _text(value: Any) -> str:
