@@ -127,3 +127,24 @@ def test_report_tells_what_was_taken(tmp_path):
     assert "'REF_energy' in all (eV)" in str(report)
     assert "not used: energy" in str(report)
     assert report.as_dict()[0]["taken"] == {"energy": {"REF_energy": 2}}
+
+
+def test_other_spellings_of_the_reserved_keys(tmp_path):
+    text = '1\nlattice="4 0 0 1 4 0 0 0 4" properties=species:S:1:pos:R:3:force:R:3 PBC="T T F" energy=1\r\nCu 0 0 0 1 2 3\n'
+    (tmp_path / "a.xyz").write_text(text)
+    (frame,) = read(tmp_path / "a.xyz")
+    assert frame.cell.tolist() == [[4, 0, 0], [1, 4, 0], [0, 0, 4]]
+    assert frame.pbc.tolist() == [True, True, False]
+    assert frame.forces.tolist() == [[1, 2, 3]]
+
+
+def test_a_single_letter_counts_only_when_it_fits(tmp_path):
+    (tmp_path / "a.xyz").write_text(one_frame('E="0 0 1"') + one_frame("E=-2"))
+    assert [frame.energy for frame in read(tmp_path / "a.xyz")] == [None, -2.0]
+
+
+def test_unnamed_columns_are_noted(tmp_path):
+    (tmp_path / "a.xyz").write_text("1\n\nH 0 0 0 1 2 3\n")
+    report = LabelReport()
+    assert read(tmp_path / "a.xyz", report=report)[0].forces is None
+    assert "not used" in str(report)

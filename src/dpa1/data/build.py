@@ -48,7 +48,8 @@ def build_frame(
             labels["level"] = str(value)
         else:
             array = to_numbers(value, key, name)
-            if normalise(key) in WEAK and array.size != (3 * n if quantity == "forces" else 1) and not explicit:
+            fits = array.size == (3 * n if quantity == "forces" else 1)
+            if normalise(key) in WEAK and not fits and (quantity, key) not in explicit:
                 continue
             labels[quantity] = array if quantity in PER_ATOM or array.ndim else float(array)
         report.take(quantity, keys)

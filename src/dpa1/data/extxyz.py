@@ -28,6 +28,7 @@ _PAIR = re.compile(
     "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' | \{[^{}]*\} | \[(?:[^\[\]]|\[[^\[\]]*\])*\] | [^\s]* ))?""",
     re.VERBOSE,
 )
+_SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
 _TRUE, _FALSE = ("t", "true", "1"), ("f", "false", "0")
 
 
@@ -135,13 +136,16 @@ def _read_frame(head: bytes, file: IO[bytes], explicit: Explicit, report: Source
         raise UserError(f"{name}: the last number of the file is cut off; it is truncated")
     info = parse_comment(comment)
     cell, pbc = _cell(info, name)
-    properties = info.pop("Properties", "") or "species:S:1:pos:R:3"
+    announced = "Properties" in info
+    properties = info.pop("Properties", "species:S:1:pos:R:3")
     columns = _columns(properties)
     if columns is None:
         raise UserError(
             f"{name}: Properties = '{properties[:60]}' is not name:type:columns triples with types R, I, S or L"
         )
-    arrays = _table(lines, columns, "Properties=" in comment, name)
+    if not announced and len(lines[0].split()) > 4:
+        report.note("columns after x y z have no name (no Properties=) and are not used", name)
+    arrays = _table(lines, columns, announced, name)
     if "pos" not in arrays:
         raise UserError(f"{name}: has no 'pos' column in Properties; name the columns of the file")
     if arrays["pos"].dtype.kind != "f" or arrays["pos"].shape != (n, 3):
@@ -165,7 +169,8 @@ def parse_comment(comment: str) -> dict[str, Any]:
             continue
         if len(value) > 1 and value[0] in "\"'{" and value[-1] == {"{": "}"}.get(value[0], value[0]):
             value = value[1:-1].replace('\\"', '"')
-        pairs[key] = value
+        # The standard writes Lattice and Properties; to overlook another spelling would lose the cell.
+        pairs[_SPELLED.get(key.lower(), key)] = value
     return pairs
 
 

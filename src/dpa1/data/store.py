@@ -190,15 +190,17 @@ class Store:
         self._index = columns.pop("index")
         for name in ("n_atoms", "kinds"):
             columns[name] = columns[name].astype(np.int64)
+        self._frames = len(columns["n_atoms"])
         self.table = FrameTable(**columns, sources=tuple(self.meta["sources"]), levels=tuple(self.meta["levels"]))
 
     def __len__(self) -> int:
-        return len(self.table)
+        return self._frames
 
     def __getitem__(self, i: int) -> Frame:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"{self.path} has {len(self)} frames, not {i}")
-        i %= len(self)
+        frames = self._frames
+        if not -frames <= i < frames:
+            raise IndexError(f"{self.path} has {frames} frames, not {i}")
+        i %= frames
         start = int(self._offset[i])
         record = _pread(self._fd, int(self._offset[i + 1]) - start, start)
         if zlib.crc32(record) != self._checksum[i]:
