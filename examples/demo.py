@@ -5,6 +5,7 @@ Every run goes to a folder of its own, demo/run-1, demo/run-2…; nothing is ove
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -25,6 +26,7 @@ TEMPERATURE, STEPS, TIMESTEP = 300, 500, 2.0  # K, –, fs
 
 def main() -> None:
     begun = time.monotonic()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # 64 atoms are too few to share between threads
     folder = shown(new_folder(EXAMPLES.parent / "demo"))
     model, structure = folder / "training" / "model.dpa1", folder / "crystal.xyz"
 

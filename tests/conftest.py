@@ -1,9 +1,13 @@
 """Options of the test run."""
 
 import importlib.util
+import os
 import sys
 
 import pytest
+
+# Tests are small: a second thread costs more than it brings, and far more when the cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
