@@ -112,6 +112,8 @@ def page(facts: dict[str, Any]) -> list[str | Table]:
     shown.append(
         "labels: " + ", ".join(f"{label} {n} of {facts['frames']}" for label, n in facts["labels"].items() if n)
     )
+    if facts["levels"]:
+        shown.append("levels of theory: " + ", ".join(facts["levels"]))
     shown.append(
         f"neighbors within {neighbors['cutoff']:g} Å: mean {neighbors['mean']:.1f}, largest {neighbors['max']} "
         f"({neighbors['max_in']}), {neighbors['atoms_without']} atoms without any"

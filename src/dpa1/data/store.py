@@ -202,7 +202,10 @@ class Store:
             raise IndexError(f"{self.path} has {frames} frames, not {i}")
         i %= frames
         start = int(self._offset[i])
-        record = _pread(self._fd, int(self._offset[i + 1]) - start, start)
+        try:
+            record = _pread(self._fd, int(self._offset[i + 1]) - start, start)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}: frame {i} cannot be read ({error}); copy or pack the store again") from error
         if zlib.crc32(record) != self._checksum[i]:
             raise UserError(f"{self.path}: frame {i} is damaged (checksum); copy or pack the store again")
         table = self.table
@@ -261,14 +264,13 @@ class Store:
 
 
 def _pread(fd: int, size: int, offset: int) -> bytearray:
-    """``size`` bytes into a writable buffer; one call reads at most 2 GiB, so large reads take several."""
-    buffer = bytearray(size)
-    view, done = memoryview(buffer), 0
-    while done < size:
-        n = os.preadv(fd, [view[done : done + (1 << 30)]], offset + done)
-        if n == 0:
+    """``size`` bytes into a writable buffer; one call may give fewer (2 GiB at most), so large reads take several."""
+    buffer = bytearray(os.pread(fd, size, offset))
+    while len(buffer) < size:
+        more = os.pread(fd, size - len(buffer), offset + len(buffer))
+        if not more:
             raise ValueError("the file ends early")
-        done += n
+        buffer += more
     return buffer
 
 
