@@ -21,7 +21,7 @@ help:
 	@echo "make clean   remove .venv and caches; never your runs"
 
 test: $(VENV)/.test-$(KEY)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
 demo: $(VENV)/.all-$(KEY)
 	$(PY) examples/demo.py $(ARGS)
@@ -37,7 +37,8 @@ docs: $(VENV)/.docs-$(KEY)
 
 # torch first, and everything after it under the constraints, so that no dependency brings another torch.
 $(VENV)/.%-$(KEY): $(VENV)/.made
-	$(PY) -m pip install --quiet $(TORCH)
+	@echo "Installing $(TORCH) and what dpa1 needs into $(VENV)"
+	$(PY) -m pip install $(TORCH)
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[$*]'
 	@touch $@
 

@@ -92,26 +92,25 @@ def draw(folder: Path, potential: Any) -> None:
     curve, *parity, md = figure.subplots(1, 4)
 
     log = plots.read_csv(folder / "training" / "metrics.csv")
-    for part in ("train", "valid"):
+    for part, label, style in (("train", "training batch", "-"), ("valid", "validation", "o-")):
         values = 1e3 * log[f"{part}_force_rmse"]
         known = np.isfinite(values)
-        curve.plot(
-            log["step"][known], values[known], linewidth=1, label={"train": "training", "valid": "validation"}[part]
-        )
-    curve.set(yscale="log", xlabel="step", title="Force RMSE (meV/Å)")
+        curve.plot(log["step"][known], values[known], style, linewidth=1, markersize=4, label=label)
+    curve.set(yscale="log", xlabel="step", title="Training: force RMSE (meV/Å)")
+    curve.yaxis.set_major_formatter("{x:.0f}")
+    curve.yaxis.set_minor_formatter("{x:.0f}")
+    curve.tick_params(axis="y", which="minor", labelsize=7)
     curve.legend()
 
     for axis, quantity, unit, label in zip(
         parity, ("energy", "force"), ("meV/atom", "meV/Å"), ("energy (eV/atom)", "force component (eV/Å)"), strict=True
     ):
         reference, predicted = np.concatenate(pairs[quantity], axis=1)
-        axis.plot(reference, predicted, ".", markersize=3, alpha=0.6)
-        axis.axline((reference[0], reference[0]), slope=1, color="0.4", linewidth=0.8)
-        axis.set(
-            xlabel=f"DFT {label}",
-            ylabel="potential",
-            title=f"Unseen: {1e3 * errors[f'{quantity}_rmse']:.3g} {unit} RMSE",
-        )
+        low, high = min(reference.min(), predicted.min()), max(reference.max(), predicted.max())
+        axis.plot([low, high], [low, high], color="0.4", linewidth=0.8)
+        axis.plot(reference, predicted, ".", markersize=3, alpha=0.6, rasterized=True)
+        axis.set(xlabel=f"DFT {label}", ylabel="potential", aspect="equal")
+        axis.set_title(f"Unseen frames: {1e3 * errors[f'{quantity}_rmse']:.3g} {unit} RMSE")
 
     thermo = plots.read_csv(folder / "md" / "thermo.csv")
     md.plot(thermo["time_fs"] / 1e3, thermo["temperature_K"], linewidth=1)

@@ -5,9 +5,14 @@ import os
 import sys
 
 import pytest
+from hypothesis import settings
 
 # Tests are small: a second thread costs more than it brings, and far more when the cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("dpa1", deadline=None, print_blob=True)
+settings.load_profile("dpa1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
