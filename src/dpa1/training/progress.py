@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -56,7 +57,7 @@ class Report:
         """The loop begins at step ``first`` of ``total``."""
         self._begun = self._spoken = time.perf_counter()
         self._first, self._total = first, total
-        if (self.console.is_terminal or self.console.is_jupyter) and not self.console.quiet:
+        if _can_redraw(self.console) and not self.console.quiet:
             self._bar = Progress(
                 TextColumn("training"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
                 console=self.console, refresh_per_second=4,
@@ -99,6 +100,13 @@ class Report:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+def _can_redraw(console: Console) -> bool:
+    """A terminal can; a notebook only with ipywidgets, without which rich shows nothing."""
+    if console.is_jupyter:
+        return find_spec("ipywidgets") is not None
+    return console.is_terminal
 
 
 def _errors(values: dict[str, float]) -> str:
