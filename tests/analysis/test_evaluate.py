@@ -72,7 +72,7 @@ def test_paths_atoms_and_frames_are_one(tmp_path):
     potential = random_potential(example_options(elements=("Ge",), cutoff=3.0, attention_layers=0))
     save_model(potential, tmp_path / "m.dpa1")
     frames = dpa1.read(GERMANIUM)
-    by_path = evaluate(tmp_path / "m.dpa1", GERMANIUM)
+    by_path = evaluate(dpa1.load(tmp_path / "m.dpa1"), GERMANIUM)
     for data in (frames, [to_ase(frame) for frame in frames], [GERMANIUM]):
         other = evaluate(potential, data)
         assert all(other[key] == pytest.approx(by_path[key], rel=1e-9) for key in ERRORS)
@@ -90,6 +90,8 @@ def test_precision_and_the_original(potential, frames):
 def test_errors_name_the_frame(potential, frames):
     with pytest.raises(UserError, match="no frames"):
         evaluate(potential, [])
+    with pytest.raises(UserError, match=r"dpa1\.load\('m\.dpa1'\)"):
+        evaluate("m.dpa1", frames)
     with pytest.raises(UserError, match="none of the 1 frames"):
         evaluate(potential, [frames[0].replace(energy=None, forces=None, virial=None)])
     strange = frames[0].replace(numbers=np.full(5, 79))
@@ -102,7 +104,7 @@ def test_errors_name_the_frame(potential, frames):
     broken = random_potential(example_options())
     broken.energy_bias[0, 0] = float("nan")
     only_hydrogen = frames[0].replace(numbers=np.full(5, 1))
-    with pytest.raises(RunError, match="first, frame 0: .*not finite"):
+    with pytest.raises(RunError, match=r"first, frame 0: .*not finite"):
         evaluate(broken, [only_hydrogen])
 
 

@@ -27,7 +27,7 @@ Observer = Callable[[Sequence[Frame], "dict[str, Tensor]", "Tensor"], None]
 
 
 def evaluate(
-    potential: Potential | str | Path,
+    potential: Potential,
     data: str | Path | Frame | Iterable[str | Path | Frame | Atoms],
     *,
     batch_atoms: int = BATCH_ATOMS,
@@ -40,7 +40,7 @@ def evaluate(
 
     Parameters
     ----------
-    potential: a ``dpa1.Potential`` or the path of a model file.
+    potential: a ``dpa1.Potential``.
     data: frames (or ASE ``Atoms`` with results), or paths of anything ``dpa1.read`` takes.
     batch_atoms: atoms evaluated together; changes speed and memory, not results.
     level: level of theory to compare with; for a potential of several levels that of each frame when not given.
@@ -60,9 +60,7 @@ def evaluate(
         when a prediction is not finite (naming the frame).
     """
     if isinstance(potential, str | Path):
-        from dpa1.interop.load import load_potential
-
-        potential = load_potential(potential)
+        raise UserError(f"{potential}: evaluate takes a potential, not a path; load it first: dpa1.load('{potential}')")
     place = potential.energy_bias.device if device is None else pick_device(device)
     model = frozen_copy(potential, dtype, place)
     metrics = Metrics(worst=WORST)

@@ -26,7 +26,9 @@ def relax_command(
     pressure: Annotated[float, typer.Option(help="GPa, with --cell.")] = 0.0,
     fmax: Annotated[float, typer.Option(help="eV/Å; stop when no force is larger.")] = 0.01,
     steps: Annotated[int, typer.Option(min=1, help="Give up after so many steps.")] = 500,
-    optimizer: Annotated[str, typer.Option(help="lbfgs or fire.")] = "lbfgs",
+    optimizer: Annotated[
+        str | None, typer.Option(help="bfgs, lbfgs or fire.  [default: bfgs up to 200 atoms, lbfgs above]")
+    ] = None,
     index: Annotated[int | None, typer.Option(help="Which structure of a file that holds several.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; the model's own by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",

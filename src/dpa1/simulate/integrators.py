@@ -109,7 +109,7 @@ def make_integrator(atoms: Atoms, settings: MDSettings, rng: np.random.Generator
     )
 
 
-def conserved_energy(dynamics: MolecularDynamics, ensemble: str) -> float:
+def conserved_energy(dynamics: Any, ensemble: str) -> float:
     """eV; the energy the equations of motion conserve: total energy less what thermostat and barostat put in."""
     if ensemble == "npt":
         return float(dynamics.get_conserved_energy())

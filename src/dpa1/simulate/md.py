@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.io.extxyz import write_extxyz
@@ -90,7 +90,7 @@ class _Run:
             raise UserError("keep-velocities: the structure has no velocities; drop the option to draw new ones")
         else:
             rest(atoms)
-        self.dynamics = make_integrator(atoms, settings, self.rng)
+        self.dynamics: Any = make_integrator(atoms, settings, self.rng)
         atoms.get_forces()  # a structure the model cannot take fails here, before anything is written
         self.guard = Guard(atoms, settings.temperature)
         self.start_energy = conserved_energy(self.dynamics, settings.ensemble)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -18,7 +18,8 @@ from dpa1.frames import GPA
 if TYPE_CHECKING:
     from dpa1.simulate.ase import Dpa1Calculator
 
-OPTIMIZERS = ("lbfgs", "fire")
+OPTIMIZERS = ("bfgs", "lbfgs", "fire")
+FEW_ATOMS = 200  # up to here BFGS, which never climbs towards a saddle but diagonalises a 3N × 3N matrix each step
 
 Report = Callable[[int, float, float], None]
 
@@ -41,14 +42,14 @@ def relax(
     steps: int = 500,
     cell: bool = False,
     pressure: float = 0.0,
-    optimizer: str = "lbfgs",
+    optimizer: str | None = None,
     path: Path | None = None,
     log: Path | None = None,
     report: Report | None = None,
 ) -> Relaxation:
     """Move ``atoms`` in place until no force exceeds ``fmax`` (eV/Å); with ``cell`` the cell too (``FrechetCellFilter``).
 
-    pressure: GPa, with ``cell``. path: extended XYZ of every step. log: CSV of step, energy, largest force, volume.
+    pressure: GPa, with ``cell``. optimizer: bfgs, lbfgs or fire; BFGS up to 200 atoms and LBFGS above by default. path: extended XYZ of every step. log: CSV of step, energy, largest force, volume.
 
     Raises
     ------
@@ -57,18 +58,23 @@ def relax(
     RunError
         when a step leads where the model cannot follow (two atoms on one spot, numbers not finite).
     """
+    if optimizer is None:
+        optimizer = "bfgs" if len(atoms) <= FEW_ATOMS else "lbfgs"
     if optimizer not in OPTIMIZERS:
-        raise UserError(f"optimizer: unknown '{optimizer}'{did_you_mean(optimizer, OPTIMIZERS)}; use lbfgs or fire")
+        raise UserError(
+            f"optimizer: unknown '{optimizer}'{did_you_mean(optimizer, OPTIMIZERS)}; use bfgs, lbfgs or fire"
+        )
     if cell and not atoms.pbc.all():
         raise UserError(
             "cell: only a structure that is periodic in all three directions has a cell to relax; drop --cell"
         )
     from ase.filters import FrechetCellFilter
-    from ase.optimize import FIRE, LBFGS
+    from ase.optimize import BFGS, FIRE, LBFGS
 
     atoms.calc = calculator
-    target = FrechetCellFilter(atoms, scalar_pressure=pressure * GPA) if cell else atoms
-    dynamics = (LBFGS if optimizer == "lbfgs" else FIRE)(target, logfile=None)
+    target: Any = FrechetCellFilter(atoms, scalar_pressure=pressure * GPA) if cell else atoms
+    optimizer_class: Any = {"bfgs": BFGS, "lbfgs": LBFGS, "fire": FIRE}[optimizer]
+    dynamics = optimizer_class(target, logfile=None)
     if log is not None:
         log.write_text("step,energy_eV,fmax_eV_per_A,volume_A3\n", encoding="utf-8")
     largest = np.inf
