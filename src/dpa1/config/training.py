@@ -16,9 +16,9 @@ Metric = Literal["loss", "energy_rmse", "energy_mae", "force_rmse", "force_mae",
 class LossConfig(Section):
     """Weights of the loss terms as [at the start, at the end]; they follow the learning rate from one to the other."""
 
-    energy: tuple[Factor, Factor] = (0.02, 1.0)
+    energy: tuple[Factor, Factor] = (0.1, 1.0)
     """Prefactor of the energy error. One number means constant; 0 turns the term off."""
-    force: tuple[Factor, Factor] = (1000.0, 1.0)
+    force: tuple[Factor, Factor] = (100.0, 20.0)
     """Prefactor of the force error."""
     virial: tuple[Factor, Factor] = (0.0, 0.0)
     """Prefactor of the virial error."""
@@ -66,7 +66,7 @@ class LossConfig(Section):
 class ScheduleConfig(Section):
     """How the learning rate changes over the run, after the warm-up."""
 
-    kind: Literal["exponential", "cosine", "wsd", "constant"] = "exponential"
+    kind: Literal["exponential", "cosine", "wsd", "constant"] = "cosine"
     """``wsd``: warm-up, stable, decay."""
     stop: float | None = Field(None, gt=0)
     """Learning rate at the end; ``learning_rate · stop_ratio`` when not given."""
@@ -119,7 +119,7 @@ class TrainingConfig(Section):
     """This many frames in each batch."""
     accumulate: Positive = 1
     """Batches whose gradients are added up for one step."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     """Largest learning rate, reached after the warm-up."""
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

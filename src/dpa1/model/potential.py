@@ -26,6 +26,7 @@ from dpa1.batch import Batch
 from dpa1.config.model import ModelConfig
 from dpa1.errors import UserError
 from dpa1.model.descriptor import Descriptor
+from dpa1.model.initial import spread_radial_steps
 from dpa1.model.networks import FittingNet
 from dpa1.model.rows import RowPlan, make_rows, plan_rows
 from dpa1.model.slots import deepmd_order
@@ -78,6 +79,8 @@ class Potential(nn.Module):
         self.fitting = FittingNet(
             self.descriptor.width, config.fitting, config.fitting_activation, timestep=config.fitting_timestep
         )
+        if config.convention == "smooth":
+            spread_radial_steps(self.descriptor, self.fitting)
         self.register_buffer("energy_bias", torch.zeros(len(self.levels), len(self.elements), dtype=torch.float64))
         lookup = torch.full((119,), -1, dtype=torch.int64)
         for index, symbol in enumerate(self.elements):
