@@ -50,7 +50,8 @@ def test_any_values(values):
 )
 def test_any_section(section, values):
     config = refused_in_one_sentence(lambda: config_from({"data": {"train": "x.xyz"}, section: values}, "run.yaml"))
-    if config is not None:
+    # Epochs have become steps before a run writes its configuration.
+    if config is not None and config.training.epochs is None:
         # What is accepted can be written and read again without a change.
         assert config_from(json.loads(json.dumps(complete_values(config))), "run.yaml") == config
 

@@ -11,7 +11,7 @@ from dpa1.training.schedule import Schedule
 
 
 def schedule(steps: int = 1000, rate: float = 1e-2, **options: object) -> Schedule:
-    options.setdefault("warmup_steps", 0)
+    options = {"kind": "exponential", "warmup_steps": 0, **options}
     options.setdefault("kind", "exponential")
     return Schedule(TrainingConfig(steps=steps, learning_rate=rate, schedule=ScheduleConfig(**options)))
 

@@ -47,7 +47,16 @@ def toy_config(folder: Path, **sections: Any) -> dict[str, Any]:
     config: dict[str, Any] = {
         "data": {"train": str(data), "valid": 0.2},
         "model": MODEL,
-        "training": {"steps": 20, "batch_frames": 2, "log_every": 5, "valid_every": 10, "threads": 1, "device": "cpu"},
+        "training": {
+            "steps": 20,
+            "batch_frames": 2,
+            "log_every": 5,
+            "valid_every": 10,
+            "threads": 1,
+            "device": "cpu",
+            "learning_rate": 2e-3,
+        },
+        "loss": {"energy": [0.02, 1], "force": [1000, 1]},
         "output": str(folder / "run"),
         "seed": 3,
     }
