@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from ase import units
 from ase.build import bulk, fcc100
+from ase.calculators.emt import EMT
 
 from dpa1.errors import RunError, UserError
 from dpa1.simulate.relax import relax
@@ -42,14 +44,12 @@ def test_not_converged(calculator):
 
 
 def test_cell_reaches_the_pressure():
-    # A random model need not have a minimum of its own: the pressure asked for is close to the present one.
-    potential = random_potential(example_options(cutoff=3.0, attention_layers=0), seed=3)
-    atoms = copper()
-    atoms.calc = potential.calculator()
-    target = -np.mean(atoms.get_stress()[:3]) / 0.00624150907 * 0.98
-    end = relax(atoms, potential.calculator(), cell=True, pressure=target, fmax=1e-4, steps=200)
-    assert end.converged
-    assert np.abs(atoms.get_stress() + np.array([1, 1, 1, 0, 0, 0]) * target * 0.00624150907).max() < 1e-4
+    # ASE's own copper, which has a minimum in volume as a random model need not.
+    for pressure in (0.0, 5.0):
+        atoms = copper()
+        end = relax(atoms, EMT(), cell=True, pressure=pressure, fmax=1e-3, steps=100)
+        assert end.converged
+        np.testing.assert_allclose(atoms.get_stress() / units.GPa, [-pressure] * 3 + [0.0] * 3, atol=0.02)
 
 
 def test_errors(calculator):
