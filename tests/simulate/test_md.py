@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, fcc100, molecule
+from ase.constraints import FixAtoms
 from ase.io import read
 
 from dpa1.config.base import parse
@@ -176,8 +177,24 @@ def test_an_atom_that_leaves_the_others_is_noticed(potential, tmp_path):
         run(potential, tmp_path, 50, atoms, keep_velocities=True, ensemble="nve", timestep=0.5, temperature=9e4)
 
 
+def test_a_structure_that_cannot_move(potential, tmp_path):
+    atoms = crystal()
+    atoms.set_constraint(FixAtoms(range(len(atoms))))
+    with pytest.raises(UserError, match="no atom free to move"):
+        run(potential, tmp_path / "fixed", 5, atoms)
+    atoms.set_constraint(FixAtoms([0, 1, 2]))
+    fixed = atoms.positions[:3].copy()
+    run(potential, tmp_path / "partly", 5, atoms)
+    assert np.array_equal(atoms.positions[:3], fixed)
+    assert float(rows(tmp_path / "partly")[0]["temperature_K"]) == pytest.approx(300.0)
+
+
 def test_a_resume_that_does_not_fit(potential, tmp_path):
     run(potential, tmp_path, 10)
+    with pytest.raises(UserError, match="already holds a run"):
+        run(potential, tmp_path, 10)
+    with pytest.raises(UserError, match="at step 10 already"):
+        run(potential, tmp_path, 10, resume=True)
     with pytest.raises(UserError, match="another structure"):
         run(potential, tmp_path, 20, bulk("Cu", cubic=True), resume=True)
     with pytest.raises(UserError, match="another model"):

@@ -65,7 +65,7 @@ def run_md(
     atoms.calc = calculator
     run = _Run(atoms, settings, folder, report)
     if resume:
-        run.resume()
+        run.resume(steps)
     else:
         run.begin()
     with _interrupts() as interrupted:
@@ -84,12 +84,17 @@ class _Run:
 
     def begin(self) -> None:
         settings, atoms = self.settings, self.atoms
-        if not settings.keep_velocities:
-            set_velocities(atoms, settings.temperature, self.rng)
-        elif temperature(atoms) == 0.0:
-            raise UserError("keep-velocities: the structure has no velocities; drop the option to draw new ones")
-        else:
+        if self.log.exists():
+            raise UserError(f"{self.folder}: already holds a run; resume it, or choose another folder")
+        if settings.keep_velocities:
             rest(atoms)
+        else:
+            set_velocities(atoms, settings.temperature, self.rng)
+        if temperature(atoms) == 0.0:
+            reason = (
+                "has no velocities; drop keep_velocities" if settings.keep_velocities else "has no atom free to move"
+            )
+            raise UserError(f"temperature: the structure {reason}")
         self.dynamics: Any = make_integrator(atoms, settings, self.rng)
         atoms.get_forces()  # a structure the model cannot take fails here, before anything is written
         self.guard = Guard(atoms, settings.temperature)
@@ -102,13 +107,15 @@ class _Run:
         self._write_row()
         self._save()
 
-    def resume(self) -> None:
+    def resume(self, steps: int) -> None:
         saved = load_restart(self.restart)
         saved.apply_to_atoms(self.atoms)
         self.dynamics = make_integrator(self.atoms, self.settings, self.rng)
         saved.apply_to_integrator(self.dynamics, self.rng)
         self.step = self.drawn = saved.header["step"]
         self.start_energy = saved.header["start_energy"]
+        if self.step >= steps:
+            raise UserError(f"{self.folder}: the run is at step {self.step} already; ask for more than {steps} steps")
         # A killed run may have logged beyond its last restart file: those lines would come twice.
         for path, key in ((self.log, "log_bytes"), (self.trajectory, "trajectory_bytes")):
             size = saved.header[key]

@@ -113,6 +113,7 @@ def with_results(atoms: Atoms) -> Atoms:
         cell=atoms.cell,
         pbc=atoms.pbc,
         momenta=atoms.get_momenta() if atoms.has("momenta") else None,
+        masses=atoms.get_masses() if atoms.has("masses") else None,
         constraint=atoms.constraints,
     )
     results = atoms.calc.results
