@@ -1,17 +1,22 @@
 """The ASE calculator gives the model's numbers, with and without a reused neighbour list."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.data import chemical_symbols
 
+import dpa1
 from dpa1.errors import RunError, UserError
-from dpa1.frames import from_ase, to_ase
+from dpa1.frames import from_ase, to_ase, voigt_to_matrix
 from dpa1.simulate.ase import Dpa1Calculator
 from tests.contracts.systems import example_options, predict, random_frame, random_potential
 
+FILES = Path(__file__).parents[1] / "data" / "files"
 CONVENTIONS = [{}, {"convention": "deepmd", "mean_neighbors": None, "sel": 12}]
 
 
@@ -175,3 +180,19 @@ def test_single_atom(potential):
     atoms.calc = potential.calculator()
     assert np.isfinite(atoms.get_potential_energy())
     assert np.array_equal(atoms.get_forces(), np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize("name", ["mlearn_Ge.xyz", "bpa.xyz", "oxides.xyz"])
+def test_real_structures(name):
+    frames = dpa1.read(FILES / name)[:3]
+    elements = tuple(sorted({chemical_symbols[z] for frame in frames for z in frame.numbers}))
+    potential = random_potential(example_options(elements=elements))
+    calculator = potential.calculator()
+    for frame in frames:
+        expected = predict(potential, frame)
+        atoms = to_ase(frame)
+        assert calculator.get_potential_energy(atoms) == pytest.approx(expected["energy"][0], rel=1e-12)
+        np.testing.assert_allclose(calculator.get_forces(atoms), expected["forces"], atol=1e-12)
+        if frame.pbc.all():
+            stress = voigt_to_matrix(calculator.get_stress(atoms))
+            np.testing.assert_allclose(stress, -expected["virial"][0] / frame.volume, atol=1e-12)
