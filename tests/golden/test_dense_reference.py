@@ -48,7 +48,7 @@ def reference(model: dict, frame: object) -> dict:
     return evaluate(model, types, frame.positions, frame.cell if frame.pbc.all() else None, econf)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(deepmd_options(), st.integers(0, 1000))
 def test_same_as_the_dense_formulas(options: dict, seed: int) -> None:
     potential = random_potential(options, seed)

@@ -109,6 +109,19 @@ def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path: Path) -> None:
         load_potential(tmp_path / "a.dp")
 
 
+@pytest.mark.parametrize(
+    ("suffix", "old", "new"), [(".dp", b'"rcut":4.0', b'"rcut":4.5'), (".yaml", b"rcut: 4", b"rcut: 5")]
+)
+def test_a_changed_option_is_noticed(tmp_path: Path, suffix: str, old: bytes, new: bytes) -> None:
+    path = tmp_path / f"a{suffix}"
+    convert(FILES / "checkpoint.pt", path)
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    with pytest.raises(UserError, match="changed after dpa1 wrote it"):
+        load_potential(path)
+
+
 @pytest.mark.parametrize("name", ["a.dp", "a.yaml", "a.pt", "a.dpa1", "a", "a.xyz"])
 @pytest.mark.parametrize("content", [b"", b"hello", b"key: [1, 2]\n", b"\x00" * 100, b"PK\x03\x04nothing"])
 def test_what_is_no_model(tmp_path: Path, name: str, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = (".dp", ".yaml", ".yml")
+CHECKSUM = "dpa1_checksum"
 
 
 def read_neutral(path: str | Path) -> dict[str, Any]:
@@ -39,6 +41,11 @@ def read_neutral(path: str | Path) -> dict[str, Any]:
     data = _read_hdf5(path) if head == HDF5_MAGIC else _read_yaml(path)
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
         raise UserError(f"{path}: holds no DeePMD-kit model; give a file that 'dp convert-backend' wrote")
+    if CHECKSUM in data and data[CHECKSUM] != _checksum(data["model"]):
+        raise UserError(
+            f"{path}: damaged, or changed after dpa1 wrote it; copy the file again, or remove its '{CHECKSUM}' if the "
+            "change is meant"
+        )
     return data
 
 
@@ -50,8 +57,18 @@ def write_neutral(data: dict[str, Any], path: str | Path) -> None:
         "version": "3.2.0",
         "time": str(datetime.datetime.now(tz=datetime.UTC)),
         **data,
+        # DeePMD-kit does not look at keys it does not know.
+        CHECKSUM: _checksum(data["model"]),
     }
     replace_file(path, _hdf5_bytes(stamp) if path.suffix == ".dp" else _yaml_bytes(stamp))
+
+
+def _checksum(model: dict[str, Any]) -> str:
+    def leaf(value: Any) -> list[Any]:
+        array = np.ascontiguousarray(value)
+        return [str(array.dtype), list(np.shape(value)), hashlib.sha256(array.tobytes()).hexdigest()]
+
+    return hashlib.sha256(json.dumps(_map_variables(model, leaf), sort_keys=True).encode()).hexdigest()
 
 
 def _map_variables(node: Any, change: Callable[[Any], Any], inside: bool = False) -> Any:
@@ -91,7 +108,7 @@ def _hdf5_bytes(data: dict[str, Any]) -> bytes:
         def store(value: Any) -> str:
             nonlocal count
             array = np.asarray(value)
-            # A checksum per dataset: a damaged copy is noticed when it is read, by DeePMD-kit too.
+            # A checksum per dataset as well: DeePMD-kit, too, notices a damaged copy.
             guard = {"fletcher32": True, "compression": "gzip", "shuffle": True} if array.size and array.ndim else {}
             name = file.create_dataset(f"variable_{count:04d}", data=array, **guard).name
             count += 1
