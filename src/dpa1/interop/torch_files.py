@@ -97,9 +97,10 @@ def _checkpoint(path: Path, branch: str | None) -> tuple[dict[str, Any], dict[st
     if "model_dict" in params:
         branches = list(params["model_dict"])
         if branch not in branches:
-            asked = f"has no branch '{branch}'" if branch else "holds several branches"
+            asked = f"has no branch '{branch}'" if branch else "is a multi-task file"
             raise UserError(
-                f"{path}: {asked}{did_you_mean(branch or '', branches)}; choose one with --branch: {', '.join(branches)}"
+                f"{path}: {asked}{did_you_mean(branch or '', branches)}; it holds {', '.join(branches)}: take one out with"
+                f"  dpa1 convert {path.name} model.dpa1 --branch {branches[0]}"
             )
         params, key = params["model_dict"][branch], branch
     elif branch not in (None, "Default"):
