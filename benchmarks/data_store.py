@@ -53,8 +53,8 @@ def opened(path: str) -> dict[str, float]:
     from dpa1.data.store import Store
 
     before, start = resident(), time.perf_counter()
-    Store(path)
-    return {"seconds": time.perf_counter() - start, "memory_growth_MB": resident() - before}
+    store = Store(path)
+    return {"seconds": time.perf_counter() - start, "frames": len(store), "memory_growth_MB": resident() - before}
 
 
 def streamed(path: str, shuffled: bool) -> dict[str, Any]:
