@@ -75,6 +75,14 @@ def test_md_and_resume(model, structure, tmp_path, capsys, monkeypatch):
     assert np.array_equal(read("parts/final.xyz").positions, read("whole/final.xyz").positions)
 
 
+def test_without_matplotlib_the_numbers_are_there(model, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = call(capsys, "evaluate", model, data / "a.xyz", "--output", tmp_path / "out")
+    assert result.code == 0
+    assert "parity.png was not drawn: drawing needs the package 'matplotlib': install it with" in result.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frames.csv", "metrics.json"]
+
+
 def test_md_that_flies_apart(model, structure, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ("--temperature", 90000, "--steps", 50, "--timestep", 10, "--ensemble", "nve", "--output", "hot")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
@@ -100,11 +99,3 @@ def _numbers(potential: Potential) -> list[int]:
 
 def _cell(value: float | None) -> str:
     return "" if value is None or np.isnan(value) else f"{value:.10g}"
-
-
-def write_plots(folder: Path, recorder: Recorder, result: dict[str, float]) -> None:
-    """``parity.png``."""
-    from dpa1.analysis.plots import parity, save
-
-    points = {quantity: sample.arrays() for quantity, sample in recorder.points.items()}
-    save(parity(points, result), folder / "parity.png")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpa1.cli.data import Label, TypeMap, _labels, _type_map
-from dpa1.cli.terminal import Progress, check_new, to_json
+from dpa1.cli.terminal import Progress, check_new, draw, to_json
 from dpa1.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,16 +104,15 @@ def _evaluate(
     if folder is None:
         result = evaluate(potential, frames, observe=observe, **options)
     else:
-        from dpa1.analysis.record import Recorder, write_plots
+        from dpa1.analysis.plots import parity
+        from dpa1.analysis.record import Recorder
 
         with (folder / "frames.csv").open("w", encoding="utf-8", newline="") as file:
             recorder = Recorder(potential, file)
             result = evaluate(potential, frames, observe=observe, **options)
         (folder / "metrics.json").write_text(to_json(result) + "\n", encoding="utf-8")
-        try:
-            write_plots(folder, recorder, result)
-        except UserError as error:  # no matplotlib: the numbers are there all the same
-            typer.echo(f"parity.png was not drawn: {error}", err=True)
+        points = {quantity: sample.arrays() for quantity, sample in recorder.points.items()}
+        draw(lambda: parity(points, result), folder / "parity.png")
     progress.close()
     return result
 

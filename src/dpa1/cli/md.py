@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpa1.cli.terminal import Progress, check_new, keep_trace_in
+from dpa1.cli.terminal import Progress, check_new, draw, keep_trace_in
 from dpa1.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def md_command(
         raise UserError("--steps is missing: give the number of steps")
     settings = _resumed(folder, given) if resume else _new(folder, given)
 
+    from dpa1.analysis.plots import thermo
     from dpa1.interop.load import load_potential
     from dpa1.simulate.md import run_md
     from dpa1.simulate.structure import read_structure
@@ -77,7 +78,7 @@ def md_command(
     finally:
         report.close()
         if (folder / "thermo.csv").is_file():
-            _draw(folder)
+            draw(lambda: thermo(folder / "thermo.csv"), folder / "thermo.png")
     typer.echo(f"done: {folder} holds thermo.csv, thermo.png, trajectory.xyz, final.xyz and restart.dpa1")
 
 
@@ -130,12 +131,3 @@ class _Report:
     def close(self) -> None:
         if self.progress is not None:
             self.progress.close()
-
-
-def _draw(folder: Path) -> None:
-    from dpa1.analysis.plots import save, thermo
-
-    try:
-        save(thermo(folder / "thermo.csv"), folder / "thermo.png")
-    except UserError as error:  # no matplotlib: the numbers are there all the same
-        typer.echo(f"thermo.png was not drawn: {error}", err=True)

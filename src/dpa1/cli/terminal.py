@@ -8,10 +8,14 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dpa1.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _trace_folder: list[Path] = []
 
@@ -49,6 +53,16 @@ def new_file(path: Path) -> Path:
     if not path.parent.is_dir():
         raise UserError(f"{path}: its folder does not exist; create it or choose another with --output")
     return path
+
+
+def draw(make: Callable[[], Figure], path: Path) -> None:
+    """Save a picture; without matplotlib only a line is printed, since the numbers are there all the same."""
+    from dpa1.analysis.plots import save
+
+    try:
+        save(make(), path)
+    except UserError as error:
+        print(f"{path.name} was not drawn: {error}", file=sys.stderr)
 
 
 def to_json(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dpa1.cli.terminal import keep_trace_in
+from dpa1.cli.terminal import draw, keep_trace_in
 from dpa1.errors import UserError
 
 
@@ -37,9 +37,13 @@ def train(
     run = _load(config, overrides)
     keep_trace_in(Path(run.output))
 
+    from dpa1.analysis.plots import learning_curve
+    from dpa1.training.distributed import _place
     from dpa1.training.run import train as train_potential
 
-    train_potential(run, resume=resume)
+    folder = train_potential(run, resume=resume).folder
+    if _place()[0] == 0:
+        draw(lambda: learning_curve(folder / "metrics.csv"), folder / "learning_curve.png")
 
 
 def _load(path: Path, overrides: dict[str, Any]) -> Any:
