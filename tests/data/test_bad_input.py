@@ -31,6 +31,7 @@ BROKEN = {
     "infinite force": (GOOD.replace("0 0 -1", "0 0 inf"), "infinite forces of atom 1"),
     "nan position": (GOOD.replace("Al 2 2 2", "Al 2 nan 2"), "NaN or infinite positions of atom 1"),
     "text for a number": (GOOD.replace("Al 2 2 2", "Al 2 two 2"), "pos of atom 1 is 'two'"),
+    "text forces": (GOOD.replace("forces:R:3", "forces:S:3").replace("-1", "down"), "frame 0: forces = .* is not a number"),
     "text energy": (GOOD.replace("energy=1", "energy=low"), "energy = 'low' is not a number"),
     "zero volume": (GOOD.replace("0 4 0 0 0 4", "0 4 0 0 4 0"), "zero volume"),
     "zero cell": (GOOD.replace("4 0 0 0 4 0 0 0 4", "0 0 0 0 0 0 0 0 0"), "cell vector is zero"),

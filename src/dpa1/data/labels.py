@@ -105,7 +105,7 @@ def to_numbers(value: Any, key: str, name: str) -> np.ndarray:
             value = [float(word) for word in re.findall(r"[^\s,\[\]]+", value.replace("_JSON", ""))]
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        shown = str(value)[:30]
+        shown = re.sub(r"[\s\[\]]*b'|'", " ", str(value)).strip(" []")[:30]
         raise UserError(f"{name}: {key} = '{shown}' is not a number; repair or remove the frame") from None
     if array.shape == (9,):
         array = array.reshape(3, 3) if nested else array.reshape(3, 3).T
