@@ -34,13 +34,10 @@ class Descriptor(nn.Module):
 
     Buffers ``mean`` (E,) and ``scale`` (E, 2) normalise the environment matrix: radial mean, radial and angular scale,
     per centre element; they are measured on the training data. With ``slot_statistics`` they are (E, sel) and (E, sel, 2).
-    ``gain`` () multiplies the product D = M·Mᵀ of the smooth convention, so that over the training data its components
-    vary by about one when training begins.
     """
 
     mean: Tensor
     scale: Tensor
-    gain: Tensor | None
 
     def __init__(self, config: ModelConfig, elements: Sequence[str]) -> None:
         super().__init__()
@@ -61,8 +58,6 @@ class Descriptor(nn.Module):
         slots = (config.sel,) if config.slot_statistics and config.sel else ()
         self.register_buffer("mean", torch.zeros(len(elements), *slots))
         self.register_buffer("scale", torch.ones(len(elements), *slots, 2))
-        # DeePMD-kit has no such factor, so a model of its convention holds none.
-        self.register_buffer("gain", torch.ones(()) if config.convention == "smooth" else None)
 
     @property
     def width(self) -> int:
@@ -100,8 +95,6 @@ class Descriptor(nn.Module):
             assert config.mean_neighbors is not None
             product = product / config.mean_neighbors
         descriptor = reference.descriptor_product(product, config.axis)
-        if self.gain is not None:
-            descriptor = descriptor * self.gain
         if config.append_type_embedding:
             descriptor = torch.cat([descriptor, table[rows.centre_type]], dim=-1)
         return descriptor

@@ -13,8 +13,8 @@ from torch import nn
 from dpa1.model.descriptor import Descriptor
 from dpa1.model.networks import Dense
 
-STEEPNESS = 2.0  # standard deviation of the first layer's radial weights
-RANGE = 2.5  # the steps lie between 0 (the cutoff) and this many root mean squares (close contact)
+STEEPNESS = 1.0  # standard deviation of the first layer's radial weights
+RANGE = 5.0  # the steps lie between 0 (the cutoff) and this many root mean squares (a bonded hydrogen in water)
 BIAS = 0.1  # standard deviation of all other biases
 
 

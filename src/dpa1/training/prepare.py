@@ -19,10 +19,9 @@ from dpa1.errors import UserError
 from dpa1.model.potential import Potential
 from dpa1.training.distributed import World
 from dpa1.training.loss import LABELS
-from dpa1.training.statistics import calibrate, install, measure
+from dpa1.training.statistics import install, measure
 
 SAMPLE_ATOMS = 50_000  # atoms in a sample for statistics at most
-CALIBRATION_FRAMES = 50
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,6 @@ def build(config: ModelConfig, data: Data, chosen: np.ndarray, seed: int) -> tup
     torch.manual_seed(seed)
     potential = Potential(config, [data.level])
     install(potential, statistics)
-    calibrate(potential, _one_by_one(data.train, chosen[:: math.ceil(len(chosen) / CALIBRATION_FRAMES)], config.cutoff))
     return potential, statistics.max_neighbors
 
 

@@ -75,31 +75,6 @@ def install(potential: Potential, statistics: Statistics) -> None:
     potential.descriptor.scale.copy_(scale)
 
 
-@torch.no_grad()
-def calibrate(potential: Potential, batches: Iterable[Batch]) -> None:
-    """Set the descriptor's gain so that its components vary by one, on average, among atoms of one element.
-
-    An input that hardly varies (one perfect crystal) is amplified at most a thousandfold. deepmd convention: nothing.
-    """
-    gain = potential.descriptor.gain
-    if gain is None:
-        return
-    gain.fill_(1.0)
-    width = potential.config.embedding[-1] * potential.config.axis
-    kinds = len(potential.elements)
-    count = torch.zeros(kinds, dtype=torch.float64)
-    first, second = (torch.zeros(kinds, width, dtype=torch.float64) for _ in range(2))
-    for batch in batches:
-        out = potential.predict(batch, forces=False, virial=False, descriptor=True, level=potential.levels[0])
-        types, values = potential.types(batch.numbers).cpu(), out["descriptor"][:, :width].double().cpu()
-        count.index_add_(0, types, torch.ones(len(types), dtype=torch.float64))
-        first.index_add_(0, types, values)
-        second.index_add_(0, types, values**2)
-    mean = first / count.clamp(min=1.0).unsqueeze(-1)
-    variance = (second - count.unsqueeze(-1) * mean**2).sum(0).clamp(min=0.0) / count.sum()
-    gain.fill_(1.0 / max(float(variance.sqrt().mean()), 1e-3))
-
-
 def _divisor(config: ModelConfig) -> dict[str, float]:
     return {"mean_neighbors": 1.0} if config.convention == "smooth" else {}
 
