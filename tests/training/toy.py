@@ -55,6 +55,7 @@ def toy_config(folder: Path, **sections: Any) -> dict[str, Any]:
             "threads": 1,
             "device": "cpu",
             "learning_rate": 2e-3,
+            "optimizer": {"kind": "adam"},
         },
         "loss": {"energy": [0.02, 1], "force": [1000, 1]},
         "output": str(folder / "run"),
