@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dpa1 import __version__
-from dpa1.cli.terminal import write_trace
+from dpa1.cli.terminal import forget_trace_folder, write_trace
 from dpa1.errors import RunError, UserError
 
 VERBS = ("train", "evaluate", "data", "md", "relax", "show", "convert", "doctor")
@@ -47,6 +47,7 @@ for verb in VERBS:
 
 def main() -> None:
     """Entry point."""
+    forget_trace_folder()
     try:
         app()
     except UserError as error:

@@ -25,6 +25,11 @@ def keep_trace_in(folder: Path) -> None:
     _trace_folder[:] = [folder]
 
 
+def forget_trace_folder() -> None:
+    """A new call begins."""
+    _trace_folder.clear()
+
+
 def write_trace(error: BaseException) -> Path:
     """Write the full trace of ``error`` where the run keeps its files, or else here or in the temporary folder."""
     name = time.strftime("dpa1-error-%Y%m%d-%H%M%S.log")
@@ -34,7 +39,7 @@ def write_trace(error: BaseException) -> Path:
             (folder / name).write_text(text, encoding="utf-8")
         except OSError:
             continue
-        return folder / name
+        return (folder / name).absolute()
     return Path("nowhere: no folder is writable")
 
 
