@@ -95,13 +95,14 @@ class ScheduleConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Adam or AdamW."""
+    """How a gradient becomes a step."""
 
-    kind: Literal["adam", "adamw"] = "adam"
+    kind: Literal["adam", "adamw", "muon"] = "muon"
+    """``muon``: orthogonalised momentum for the weight matrices, Adam for all else."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float | None = Field(None, ge=0)
-    """0 for ``adam``, 1e-3 for ``adamw`` when not given."""
+    """0 for ``adam`` and ``muon``, 1e-3 for ``adamw`` when not given."""
 
 
 class TrainingConfig(Section):
@@ -119,7 +120,7 @@ class TrainingConfig(Section):
     """This many frames in each batch."""
     accumulate: Positive = 1
     """Batches whose gradients are added up for one step."""
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(2.5e-3, gt=0)
     """Largest learning rate, reached after the warm-up."""
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

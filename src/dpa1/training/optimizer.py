@@ -1,4 +1,4 @@
-"""Adam or AdamW, gradient clipping, and their state as plain tensors for checkpoints."""
+"""Adam, AdamW or Muon, gradient clipping, and their state as plain tensors for checkpoints."""
 
 from __future__ import annotations
 
@@ -10,8 +10,48 @@ from torch import Tensor
 from dpa1.config.training import OptimizerConfig, TrainingConfig
 
 
-def make_optimizer(parameters: Sequence[Tensor], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer, as one fused kernel per step."""
+SMALLEST_MATRIX = 4  # rows or columns below which orthogonalising a matrix has no meaning left
+
+
+class Muon:
+    """Orthogonalised momentum for weight matrices (torch.optim.Muon), Adam for everything else.
+
+    The step of a matrix has the root mean square that Adam's would have, so one learning rate serves both.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], config: OptimizerConfig) -> None:
+        matrices = [p for p in parameters if p.ndim == 2 and min(p.shape) >= SMALLEST_MATRIX]
+        others = [p for p in parameters if p.ndim != 2 or min(p.shape) < SMALLEST_MATRIX]
+        decay = config.weight_decay or 0.0
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            self.parts.append(muon)
+        if others:
+            self.parts.append(
+                torch.optim.AdamW(
+                    others, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=decay, fused=True
+                )
+            )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        """Change the parameters."""
+        for part in self.parts:
+            part.step()
+
+
+Optimizer = torch.optim.Optimizer | Muon
+
+
+def make_optimizer(parameters: Sequence[Tensor], config: OptimizerConfig) -> Optimizer:
+    """The optimizer the configuration names."""
+    if config.kind == "muon":
+        return Muon(parameters, config)
     decay = config.weight_decay
     kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
     if decay is None:
@@ -19,25 +59,36 @@ def make_optimizer(parameters: Sequence[Tensor], config: OptimizerConfig) -> tor
     return kind(parameters, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=decay, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def _parts(optimizer: Optimizer) -> list[torch.optim.Optimizer]:
+    return optimizer.parts if isinstance(optimizer, Muon) else [optimizer]
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Use ``rate`` for the next step."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    for part in _parts(optimizer):
+        for group in part.param_groups:
+            group["lr"] = rate
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Moments and step counts by parameter number."""
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
+def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Moments and step counts by part and parameter number."""
+    return {
+        f"{part}.{number}.{name}": value
+        for part, member in enumerate(_parts(optimizer))
+        for number, entry in member.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_state(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     """Restore what ``optimizer_state`` gave."""
-    entries: dict[int, dict[str, Tensor]] = {}
+    parts = _parts(optimizer)
+    entries: list[dict[int, dict[str, Tensor]]] = [{} for _ in parts]
     for key, value in tensors.items():
-        number, name = key.split(".")
-        entries.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        part, number, name = key.split(".")
+        entries[int(part)].setdefault(int(number), {})[name] = value
+    for member, state in zip(parts, entries, strict=True):
+        member.load_state_dict({"state": state, "param_groups": member.state_dict()["param_groups"]})
 
 
 class Clipper:

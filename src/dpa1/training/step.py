@@ -14,7 +14,7 @@ from dpa1.model.potential import Potential
 from dpa1.training.bias import Pins
 from dpa1.training.distributed import World
 from dpa1.training.loss import Loss
-from dpa1.training.optimizer import Clipper, gradient_length, set_learning_rate
+from dpa1.training.optimizer import Clipper, Optimizer, gradient_length, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Step:
         self,
         potential: Potential,
         loss: Loss,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         clipper: Clipper,
         world: World,
         pins: Pins | None,
