@@ -30,7 +30,7 @@ def main() -> None:
     folder = shown(new_folder(EXAMPLES.parent / "demo"))
     model, structure = folder / "training" / "model.dpa1", folder / "crystal.xyz"
 
-    title("1  Train on 228 germanium frames (bulk, strained, surfaces, vacancies, melt)")
+    title("1  Train on 228 germanium frames (bulk, strained, surfaces, vacancies, heat)")
     run("train", shown(CONFIG), "--output", folder / "training")
 
     title("2  Evaluate on the 25 frames of the published test split")
@@ -68,7 +68,7 @@ def run(verb: str, *arguments: Any) -> None:
 
 
 def bulk_crystal() -> Any:
-    """A perfect crystal from the test frames' own family: 64 atoms of diamond-structure germanium."""
+    """A perfect crystal: 64 atoms of diamond-structure germanium."""
     from ase.build import bulk
 
     return bulk("Ge", "diamond", a=5.76, cubic=True).repeat(2)
