@@ -10,6 +10,7 @@ from dpa1.config.base import Section
 
 Positive = Annotated[int, Field(gt=0)]
 Factor = Annotated[float, Field(ge=0)]
+LEARNING_RATE = {"adam": 2e-3, "adamw": 2e-3, "muon": 1e-2}
 Metric = Literal["loss", "energy_rmse", "energy_mae", "force_rmse", "force_mae", "virial_rmse", "virial_mae"]
 
 
@@ -120,8 +121,8 @@ class TrainingConfig(Section):
     """This many frames in each batch."""
     accumulate: Positive = 1
     """Batches whose gradients are added up for one step."""
-    learning_rate: float = Field(2.5e-3, gt=0)
-    """Largest learning rate, reached after the warm-up."""
+    learning_rate: float = Field(LEARNING_RATE["muon"], gt=0)
+    """Largest learning rate, reached after the warm-up; 1e-2 for ``muon``, 2e-3 for ``adam`` when not given."""
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     clip_factor: float | None = Field(3.0, gt=1)
@@ -156,6 +157,15 @@ class TrainingConfig(Section):
     """CPU threads; torch decides when not given."""
     prefetch: bool = True
     """Build the next batch in a background thread."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_the_optimizer(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "learning_rate" in values:
+            return values
+        optimizer = values.get("optimizer")
+        kind = optimizer.get("kind") if isinstance(optimizer, dict) else None
+        return {**values, "learning_rate": LEARNING_RATE[kind]} if kind in ("adam", "adamw") else values
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dpa1.config.training import OptimizerConfig, TrainingConfig
 
-
 SMALLEST_MATRIX = 4  # rows or columns below which orthogonalising a matrix has no meaning left
 
 
