@@ -17,9 +17,16 @@ def stop_signals() -> Iterator[threading.Event]:
         yield event
         return
 
+    stopping = False
+
     def handle(number: int, frame: Any) -> None:
-        if event.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        nonlocal stopping
+        if stopping:
+            # Not even set() again: a signal that arrives inside it would wait for the lock of the frame below forever.
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        stopping = True
         event.set()
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
