@@ -175,12 +175,12 @@ def write_page(results: dict[str, dict[str, float]], path: Path) -> None:
         "# An atom crossing the cutoff\n\n"
         f"A water molecule of a droplet (first frame of the water test set) is moved so that its O–O distance to the "
         f"central molecule passes the cutoff. The table gives what changes between {NEAR:g} Å inside and outside, the "
-        "regular slope across that gap taken off; the jump of dF/dr compares third-order differences of the force taken from either side (step {STEP:g} Å). "
+        "regular slope across that gap taken off; the jump of dF/dr compares third-order differences of the force taken from either side (step 0.1 mÅ). "
         "All in float64.\n\n" + table(header, rows) + "\n"
         "![Energy and force around the cutoff](crossing.png)\n\n"
         "Each panel shows energy or force minus a cubic fitted to the inner side; zero on the right means that nothing "
         "happened at the cutoff. Mind the scales.\n\n"
-        f"Command: `python benchmarks/crossing.py`; seed {SEED}; {machine()}. Raw: [raw/crossing.json](raw/crossing.json).\n",
+        f'Command: `python benchmarks/crossing.py --model "name=path" …` with the models of [water.md](water.md); seed {SEED}; {machine()}. Raw: [raw/crossing.json](raw/crossing.json).\n',
         encoding="utf-8",
     )
 
