@@ -44,7 +44,7 @@ def jumps(potential, seed, atoms, h=1e-4):
     return abs(at[0] - at[1]), np.abs(force[0] - force[1]).max(), np.abs(slope[0] - slope[1]).max()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(option_sets("smooth"), st.integers(0, 99), st.sampled_from([1, 2, 12, 40]))
 def test_smooth_convention_is_continuous(options, seed, atoms):
     potential = random_potential(options, seed)

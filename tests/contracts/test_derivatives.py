@@ -15,7 +15,7 @@ def difference(energy, step):
     return sum(weight * energy(k * step) for k, weight in STENCIL) / step
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(option_sets("smooth"), PBC, st.integers(0, 99))
 def test_forces(options, pbc, seed):
     potential, frame = random_potential(options, seed), random_frame(seed, pbc=pbc)
@@ -42,7 +42,7 @@ def test_error_falls_with_the_fourth_power():
     assert 150 < coarse / fine < 400
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(option_sets("smooth"), PBC, st.integers(0, 99))
 def test_virial(options, pbc, seed):
     potential, frame = random_potential(options, seed), random_frame(seed, pbc=pbc)

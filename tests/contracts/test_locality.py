@@ -21,7 +21,7 @@ from tests.contracts.systems import (
     relative,
 )
 
-few = settings(max_examples=12, deadline=None)
+few = settings(max_examples=40, deadline=None)
 
 
 @few
@@ -126,7 +126,7 @@ def test_unknown_element_lists_the_known_ones():
         predict(random_potential(example_options()), make_frame([2], [[0, 0, 0]]))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(option_sets(), st.integers(0, 99))
 def test_float32_error_budget(options, seed):
     potential, frame = random_potential(options, seed), random_frame(seed, 9, edge=6.0)

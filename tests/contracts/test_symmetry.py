@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from tests.contracts.systems import example_options, option_sets, predict, random_frame, random_potential, relative
 
 PBC = st.sampled_from([True, False, (True, True, False), (False, True, False)])
-few = settings(max_examples=12, deadline=None)
+few = settings(max_examples=40, deadline=None)
 
 
 def same(potential, frame, other, rotation=None, order=slice(None)):
