@@ -16,6 +16,22 @@ def register(app: typer.Typer) -> None:
     app.command("train", context_settings={"allow_extra_args": True})(train)
 
 
+def _keys(asked: bool) -> None:
+    if asked:
+        from dpa1.config.reference import markdown
+
+        typer.echo(markdown(), nl=False)
+        raise typer.Exit
+
+
+def _schema(asked: bool) -> None:
+    if asked:
+        from dpa1.config.reference import schema
+
+        typer.echo(schema())
+        raise typer.Exit
+
+
 def train(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="YAML, TOML or JSON configuration, or a DeePMD-kit input.json.")],
@@ -24,6 +40,13 @@ def train(
     ] = False,
     output: Annotated[str | None, typer.Option(help="Run folder, instead of the configuration's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, instead of the configuration's.")] = None,
+    keys: Annotated[
+        bool,
+        typer.Option("--keys", help="Print every key with its default and meaning.", is_eager=True, callback=_keys),
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema, for editors.", is_eager=True, callback=_schema)
+    ] = False,
 ) -> None:
     """Train a potential.
 

@@ -101,7 +101,9 @@ class OptimizerConfig(Section):
     kind: Literal["adam", "adamw", "muon"] = "muon"
     """``muon``: orthogonalised momentum for the weight matrices, Adam for all else."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Memory of Adam's first and second moment."""
     epsilon: float = Field(1e-8, gt=0)
+    """Added to Adam's denominator."""
     weight_decay: float | None = Field(None, ge=0)
     """0 for ``adam`` and ``muon``, 1e-3 for ``adamw`` when not given."""
 
