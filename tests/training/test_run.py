@@ -169,3 +169,15 @@ def test_prefactors_turn_terms_off(tmp_path):
     last = rows(tmp_path / "run")[-1]
     assert last["train_force_rmse"] == ""
     assert math.isfinite(float(last["valid_force_rmse"]))
+
+
+def test_an_element_with_a_place_but_no_data_counts_as_unseen(tmp_path):
+    config = toy_config(tmp_path, model={"elements": ["Al", "Ni", "Cu"]}, training={"steps": 5})
+    potential = load_model(train(config).model)
+    assert potential.elements == ("Al", "Ni", "Cu")
+    assert potential.trained_elements == ("Al", "Cu")
+    atoms = emt_frames(1)[0]
+    atoms.calc = None
+    atoms.numbers[0] = 28
+    with pytest.raises(UserError, match="does not know Ni; it knows Al, Cu"):
+        potential.calculator().get_potential_energy(atoms)

@@ -88,6 +88,8 @@ def model_card(potential: Potential, path: Path) -> dict[str, Any]:
         "levels": list(potential.levels),
         "licence": info.pop("licence", info.pop("license", "not stated")),
     }
+    if info.get("trained_elements") == card["elements"]:
+        del info["trained_elements"]
     card.update(info)
     constants = empty_environment_energy(potential)
     bias = potential.energy_bias.cpu().numpy()

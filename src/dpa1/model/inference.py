@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 from ase.data import atomic_numbers, chemical_symbols
 
@@ -49,8 +50,13 @@ def frozen_copy(potential: Potential, dtype: str | None, device: torch.device) -
 
 def check_elements(frame: Frame, potential: Potential) -> None:
     """Raise a ``UserError`` that names the frame when the potential has never seen one of its elements."""
-    known = {atomic_numbers[symbol] for symbol in potential.elements}
-    unknown = sorted(set(frame.numbers.tolist()) - known)
+    check_numbers(frame.numbers, potential, f"{frame.name}: ")
+
+
+def check_numbers(numbers: np.ndarray, potential: Potential, where: str = "") -> None:
+    """The same for (N,) atomic numbers. An element with a place in the table but not in the training data is unseen."""
+    known = {atomic_numbers[symbol] for symbol in potential.trained_elements}
+    unknown = sorted(set(numbers.tolist()) - known)
     if unknown:
         symbols = ", ".join(chemical_symbols[z] for z in unknown)
-        raise UserError(f"{frame.name}: the model does not know {symbols}; it knows {', '.join(potential.elements)}")
+        raise UserError(f"{where}the model does not know {symbols}; it knows {', '.join(potential.trained_elements)}")

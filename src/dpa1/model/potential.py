@@ -105,6 +105,11 @@ class Potential(nn.Module):
         return self.config.cutoff
 
     @property
+    def trained_elements(self) -> tuple[str, ...]:
+        """The elements its training data held; all it has a place for when the file does not say."""
+        return tuple(self.info.get("trained_elements", self.elements))
+
+    @property
     def dtype(self) -> torch.dtype:
         """Precision of the descriptor."""
         return self.descriptor.mean.dtype

@@ -11,12 +11,13 @@ from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedErr
 
 from dpa1.errors import RunError
 from dpa1.frames import matrix_to_voigt
-from dpa1.model.inference import frozen_copy, pick_device
+from dpa1.model.inference import check_numbers, frozen_copy, pick_device
 from dpa1.simulate.skin import SkinList, coordination
 
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from dpa1.batch import Batch
     from dpa1.model.potential import Potential
 
 SKIN = 0.5  # Å
@@ -65,6 +66,7 @@ class Dpa1Calculator(BaseCalculator):
         deepmd = potential.config.convention == "deepmd"
         self.neighbors = SkinList(potential.cutoff, skin, place, by_distance=deepmd)
         self.coordination = np.zeros(0, dtype=np.int64)
+        self._checked = np.zeros(0, dtype=np.int64)
 
     @property
     def precision(self) -> str:
@@ -83,7 +85,7 @@ class Dpa1Calculator(BaseCalculator):
             raise PropertyNotImplementedError(
                 f"stress needs a cell with three vectors; this structure has {atoms.cell.rank} (its volume is not defined)"
             )
-        batch = self.neighbors.batch(atoms)
+        batch = self._batch(atoms)
         prediction = self.potential.predict(batch, virial=full_cell, level=self.level)
         energy, forces = float(prediction["energy"][0]), prediction["forces"].cpu().numpy()
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
@@ -104,9 +106,15 @@ class Dpa1Calculator(BaseCalculator):
     def get_descriptor(self, atoms: Atoms) -> np.ndarray:
         """(N, D) descriptors of all atoms, invariant to translation, rotation and the order of like atoms."""
         prediction = self.potential.predict(
-            self.neighbors.batch(atoms), forces=False, virial=False, descriptor=True, level=self.level
+            self._batch(atoms), forces=False, virial=False, descriptor=True, level=self.level
         )
         return prediction["descriptor"].cpu().numpy()
+
+    def _batch(self, atoms: Atoms) -> Batch:
+        if not np.array_equal(self._checked, atoms.numbers):
+            check_numbers(atoms.numbers, self.potential)
+            self._checked = atoms.numbers.copy()
+        return self.neighbors.batch(atoms)
 
     def todict(self) -> dict[str, Any]:
         """What ASE stores beside a trajectory."""

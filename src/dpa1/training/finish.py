@@ -68,6 +68,7 @@ def save(
             "steps": progress.step,
             "seconds": round(progress.seconds, 1),
             "seed": config.seed,
+            "trained_elements": [symbol for symbol in potential.elements if symbol in data.train.elements],
             "sources": data.train.sources[:50],
             "frames": {
                 name: len(part)
