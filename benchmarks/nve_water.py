@@ -168,7 +168,7 @@ def write_page(args: argparse.Namespace) -> None:
         "Eight water molecules (24 atoms) at 1 g/cm³, periodic, 5 ps of Langevin dynamics at 300 K with the same model, "
         "then velocity Verlet. Drift is the slope of a straight line through the total energy times the length of the "
         "run; the bound is 0.1 meV/atom over 100 ps. Networks in the precision the model was trained in (float32), "
-        "energies summed in float64.\n\n"
+        "energies summed in float64. A run shorter than 100 ps was stopped because it had heated far beyond 300 K.\n\n"
         + table(header, rows)
         + "\n![Total energy against time](nve.png)\n\nThe grey band is ±0.1 meV/atom.\n\n"
         f"Command: see the head of `benchmarks/nve_water.py`; seed {SEED}. {machine()}. Raw: [raw/nve.json](raw/nve.json), "
