@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("task", choices=["train", "table"])
     parser.add_argument("--data", type=Path, default=DATASETS / "3BPA")
     parser.add_argument("--work", type=Path, default=Path("runs/3bpa"), help="where runs are kept")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     args = parser.parse_args()

@@ -208,6 +208,8 @@ def write_page(args: argparse.Namespace) -> None:
         "deepmd_input": deepmd_input(args.work.relative_to(args.work.parent), args.steps, 1, True),
         "our_config": our_config(args, args.steps),
     }  # fmt: skip
+    for part, name in (("training_data", "train"), ("validation_data", "test")):
+        raw["deepmd_input"]["training"][part]["systems"] = f"data/{name}"
     raw["our_config"]["data"]["train"] = raw["our_config"]["data"]["train"].split("/")[-1]
     save(raw, args.output / "raw/water.json")
     for folder in sorted(p.parent for p in args.work.glob("*/result.json")):
