@@ -19,7 +19,7 @@ PAPER = "Zuo et al., J. Phys. Chem. A 124, 731 (2020), arXiv:1906.08888"
 def config(data: Path, steps: int, seed: int) -> dict:
     """One configuration for all six: nothing but path, size, cutoff and length is set."""
     return {
-        "data": {"train": str((data / "train.xyz.gz").resolve())},
+        "data": {"train": str(data / "train.xyz.gz")},
         "model": {"size": "small", "cutoff": 5.0},
         "training": {"steps": steps, "batch_atoms": 128, "threads": 1, "prefetch": False},
         "seed": seed,
@@ -43,7 +43,7 @@ def main() -> None:
         data, folder = args.data / f"mlearn_{element}", args.work / f"{element}_seed{args.seed}_{args.steps}"
         if (folder / "result.json").exists():
             continue
-        model, spent = train(config(data, args.steps, args.seed), folder)
+        model, spent = train(config(data.resolve(), args.steps, args.seed), folder)
         result = {
             "element": element, "seed": args.seed, "steps": args.steps, **spent,
             "test": errors(model, data / "test.xyz.gz"), "train": errors(model, data / "train.xyz.gz"),

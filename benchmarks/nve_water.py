@@ -166,7 +166,7 @@ def write_page(args: argparse.Namespace) -> None:
     (args.output / "nve.md").write_text(
         "# NVE water at 300 K\n\n"
         "Eight water molecules (24 atoms) at 1 g/cm³, periodic, 5 ps of Langevin dynamics at 300 K with the same model, "
-        "then velocity Verlet. Drift is the slope of a straight line through the total energy times the length of the "
+        "then velocity Verlet from momenta scaled to 300 K at that moment. Drift is the slope of a straight line through the total energy times the length of the "
         "run; the bound is 0.1 meV/atom over 100 ps. Networks in the precision the model was trained in (float32), "
         "energies summed in float64. A run shorter than 100 ps was stopped because it had heated far beyond 300 K.\n\n"
         + table(header, rows)
