@@ -142,7 +142,7 @@ def write_page(args: argparse.Namespace) -> None:
         "their defaults here; everything else is the package's default. Forces of the labels: 0.82 eV/Å (water), "
         "0.65 eV/Å (germanium) root mean square, which is what a model that predicts zero would show.\n\n"
         + table(header, rows)
-        + "\nOne seed each. With biases of 1 every neighbour looks nearly alike to the embedding net, so runs begin on a "
+        + "\nOne seed each. The likely reason: with biases of 1 every neighbour looks nearly alike to the embedding net, so runs begin on a "
         "plateau at the size of the forces; Muon orthogonalises the momentum of each weight matrix and leaves it sooner.\n\n"
         f"Command: `python benchmarks/initial.py run && python benchmarks/initial.py table`. {machine()}.\n"
         "Raw: [raw/initial.json](raw/initial.json).\n",
