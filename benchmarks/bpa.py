@@ -73,9 +73,7 @@ def write_page(args: argparse.Namespace) -> None:
         "# 3BPA, trained at 300 K\n\n"
         "500 training frames at 300 K; RMSE of the total energy and of force components on the 300 K and 600 K test "
         "sets. Published rows are quoted from memory by the README of the data (MACE paper, arXiv:2206.07697, Table 2) "
-        "and were not checked against the paper.\n\n"
-        + table(header, rows)
-        + f"\nTraining: {spent}. This run took "
+        "and were not checked against the paper.\n\n" + table(header, rows) + f"\nTraining: {spent}. This run took "
         "a few minutes on one core. DPA-1 sees each atom's 5 Å surroundings only.\n\n"
         f"Command: `python benchmarks/bpa.py train && python benchmarks/bpa.py table`. {machine()}.\n"
         "Raw: [raw/3bpa.json](raw/3bpa.json).\n",
