@@ -67,12 +67,12 @@ def test_mlflow_keeps_a_local_store(tmp_path, monkeypatch):
 
     class Client:
         def __init__(self, tracking_uri):
-            assert tracking_uri.startswith("file:")
+            assert tracking_uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
 
         def get_experiment_by_name(self, name):
             return None
 
-        def create_experiment(self, name):
+        def create_experiment(self, name, artifact_location):
             return "7"
 
         def create_run(self, experiment, run_name):

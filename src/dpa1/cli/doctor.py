@@ -24,7 +24,7 @@ OPTIONAL = {
     "matplotlib": ("matplotlib", "plots"),
     "tensorboard": ("tensorboard", "TensorBoard logs"),
     "wandb": ("wandb", "Weights & Biases logs"),
-    "mlflow": ("mlflow-skinny", "MLflow logs"),
+    "mlflow": ("mlflow", "MLflow logs"),
 }
 
 

@@ -19,6 +19,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
+# What has to be importable; the slim MLflow has no database.
+MODULES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow.store.tracking.sqlalchemy_store"}
+
+
 class Logger(Protocol):
     """Takes one row of numbers at a time; absent numbers are NaN or left out."""
 
@@ -85,14 +89,17 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """A local MLflow store in the run folder."""
+    """A local MLflow database in the run folder: ``mlflow ui --backend-store-uri sqlite:///RUN/mlflow.db``."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         import mlflow
 
-        self._client = mlflow.tracking.MlflowClient(tracking_uri=(folder / "mlflow").resolve().as_uri())
+        # MLflow 3 no longer writes its former folders of files.
+        self._client = mlflow.tracking.MlflowClient(tracking_uri=f"sqlite:///{(folder / 'mlflow.db').resolve()}")
         experiment = self._client.get_experiment_by_name("dpa1")
-        number = experiment.experiment_id if experiment else self._client.create_experiment("dpa1")
+        number = experiment.experiment_id if experiment else self._client.create_experiment(
+            "dpa1", artifact_location=(folder / "mlflow").resolve().as_uri()
+        )
         self._run = self._client.create_run(number, run_name=folder.name).info.run_id
         for key, value in _flat(config).items():
             self._client.log_param(self._run, key, str(value)[:500])
@@ -115,7 +122,7 @@ def check_installed(names: Sequence[str]) -> None:
     """
     for name in names:
         try:
-            import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
+            import_module(MODULES.get(name, name))
         except ImportError:
             raise needs(name, name, f"the {name} logger") from None
 
