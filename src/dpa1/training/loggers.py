@@ -97,8 +97,10 @@ class MLflow:
         # MLflow 3 no longer writes its former folders of files.
         self._client = mlflow.tracking.MlflowClient(tracking_uri=f"sqlite:///{(folder / 'mlflow.db').resolve()}")
         experiment = self._client.get_experiment_by_name("dpa1")
-        number = experiment.experiment_id if experiment else self._client.create_experiment(
-            "dpa1", artifact_location=(folder / "mlflow").resolve().as_uri()
+        number = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment("dpa1", artifact_location=(folder / "mlflow").resolve().as_uri())
         )
         self._run = self._client.create_run(number, run_name=folder.name).info.run_id
         for key, value in _flat(config).items():
