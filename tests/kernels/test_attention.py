@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpa1.kernels import attention, dispatch
+from dpa1.kernels import attention, dispatch, reference
 
 
 def derivatives(operation, inputs, cotangent, along, null):
@@ -84,3 +84,19 @@ def test_disagreement_is_loud_and_the_reference_runs(monkeypatch, caplog):
     dispatch.attention_holds.cache_clear()
     assert "the slower reference runs instead" in caplog.text
     assert torch.equal(result, dispatch.reference_attention(*inputs))
+
+
+@pytest.mark.parametrize("null", [0.0, 1.0])
+def test_unbounded_scores_of_any_size_stay_finite(null):
+    """Huge scores in empty slots and far negative ones of real keys: finite values and derivatives, the exact limit."""
+    scores = torch.tensor([[[-900.0, -901.0, 5000.0]] * 3], dtype=torch.float64, requires_grad=True)
+    value = torch.tensor([[[1.0], [3.0], [7.0]]], dtype=torch.float64)
+    weight = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64)
+    gate = weight.unsqueeze(-2).expand(1, 3, 3)
+    out = reference.gated_attention(scores, value, weight, gate, torch.tensor([null], dtype=torch.float64), 0.0, False)
+    (slope,) = torch.autograd.grad(out.sum(), scores)
+    e = float(torch.exp(torch.tensor(-1.0, dtype=torch.float64)))
+    expected = 0.0 if null else (1.0 + 3.0 * e) / (1.0 + e)
+    assert torch.allclose(out, torch.full_like(out, expected), rtol=1e-14)
+    assert torch.isfinite(slope).all()
+    assert bool((slope[..., 2] == 0).all())

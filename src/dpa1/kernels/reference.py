@@ -53,9 +53,12 @@ def gated_attention(
         exponentials = torch.exp(scores)
         null = null * math.exp(null_score)
     else:
-        top = scores.detach().amax(-1, keepdim=True).clamp(min=null_score)
+        # An empty slot's score is meaningless and may be huge: it must set neither the shift nor an exponential.
+        scores = scores.masked_fill((weight == 0.0).unsqueeze(-2), float("-inf"))
+        top = scores.detach().amax(-1, keepdim=True)
+        top = torch.where(null > 0.0, top.clamp(min=null_score), top)
         exponentials = torch.exp(scores - top)
-        null = null * torch.exp(null_score - top)
+        null = torch.where(null > 0.0, null * torch.exp(null_score - top), 0.0)
     denominator = null + exponentials @ weight.unsqueeze(-1)
     # Dividing the (N, K, C) result costs less than dividing the (N, K, K) weights.
     return ((exponentials * gate) @ value) * denominator.reciprocal()
