@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common import DATASETS, errors, machine, save, table, train
+from common import DATASETS, errors, machine, save, small_config, table, train
 
 # RMSE, E meV / F meV/Å, trained on train_300K; from the README of the data, which quotes the MACE paper from memory.
 PUBLISHED = {
@@ -26,12 +26,7 @@ ATOMS = 27
 
 
 def config(data: Path, steps: int, seed: int) -> dict:
-    return {
-        "data": {"train": str(data / "train_300K.xyz.gz")},
-        "model": {"size": "small", "cutoff": 5.0},
-        "training": {"steps": steps, "batch_atoms": 135, "threads": 1, "prefetch": False},
-        "seed": seed,
-    }
+    return small_config(data / "train_300K.xyz.gz", 135, steps, seed)
 
 
 def main() -> None:

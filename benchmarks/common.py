@@ -46,6 +46,16 @@ def train(config: dict[str, Any], folder: Path) -> tuple[Path, dict[str, float]]
     return model, json.loads(spent.read_text())
 
 
+def small_config(data: Path, atoms: int, steps: int, seed: int) -> dict[str, Any]:
+    """A small model with the package's defaults; nothing but path, size, cutoff, batch and length is set."""
+    return {
+        "data": {"train": str(data)},
+        "model": {"size": "small", "cutoff": 5.0},
+        "training": {"steps": steps, "batch_atoms": atoms, "threads": 1, "prefetch": False},
+        "seed": seed,
+    }
+
+
 def errors(model: Path, data: Path | Sequence[Path]) -> dict[str, float]:
     """RMSE on labelled frames: energy in meV/atom, forces in meV/Å."""
     import torch

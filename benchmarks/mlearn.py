@@ -10,20 +10,14 @@ import argparse
 import json
 from pathlib import Path
 
-from common import DATASETS, errors, machine, save, table, train
+from common import DATASETS, errors, machine, save, small_config, table, train
 
 ELEMENTS = ("Cu", "Ge", "Li", "Mo", "Ni", "Si")
 PAPER = "Zuo et al., J. Phys. Chem. A 124, 731 (2020), arXiv:1906.08888"
 
 
 def config(data: Path, steps: int, seed: int) -> dict:
-    """One configuration for all six: nothing but path, size, cutoff and length is set."""
-    return {
-        "data": {"train": str(data / "train.xyz.gz")},
-        "model": {"size": "small", "cutoff": 5.0},
-        "training": {"steps": steps, "batch_atoms": 128, "threads": 1, "prefetch": False},
-        "seed": seed,
-    }
+    return small_config(data / "train.xyz.gz", 128, steps, seed)
 
 
 def main() -> None:

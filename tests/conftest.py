@@ -25,5 +25,5 @@ def deepmd_python(request: pytest.FixtureRequest) -> str:
     """An interpreter that can import deepmd-kit; tests that need one are skipped without."""
     given = request.config.getoption("--deepmd-python")
     if given is None and importlib.util.find_spec("deepmd") is None:
-        pytest.skip("deepmd-kit is not installed; give --deepmd-python PATH")
+        pytest.skip("deepmd-kit is not installed; give --deepmd-python=PATH")
     return given or sys.executable

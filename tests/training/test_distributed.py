@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dpa1.errors import UserError
-from dpa1.training.distributed import _place, join
+from dpa1.training.distributed import join, place_of_process
 from dpa1.training.run import train
 from tests.training.toy import toy_config
 
@@ -70,21 +70,21 @@ def test_places(monkeypatch):
         "MASTER_PORT",
     ):
         monkeypatch.delenv(name, raising=False)
-    assert _place() == (0, 1, 0)
+    assert place_of_process() == (0, 1, 0)
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert _place() == (0, 1, 0)  # an sbatch script without srun
+    assert place_of_process() == (0, 1, 0)  # an sbatch script without srun
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     monkeypatch.setenv("SLURM_PROCID", "5")
     monkeypatch.setenv("SLURM_LOCALID", "1")
     monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[03-05],login1")
     monkeypatch.setenv("SLURM_JOB_ID", "1234567")
     monkeypatch.setenv("PATH", "")
-    assert _place() == (5, 8, 1)
+    assert place_of_process() == (5, 8, 1)
     assert os.environ["MASTER_ADDR"] == "gpu03"
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert _place() == (1, 2, 1)
+    assert place_of_process() == (1, 2, 1)
 
 
 def test_unknown_device():

@@ -173,7 +173,9 @@ def test_prefactors_turn_terms_off(tmp_path):
 
 def test_an_element_with_a_place_but_no_data_counts_as_unseen(tmp_path):
     config = toy_config(tmp_path, model={"elements": ["Al", "Ni", "Cu"]}, training={"steps": 5})
-    potential = load_model(train(config).model)
+    result = train(config)
+    potential = load_model(result.model)
+    assert load_model(result.folder / "best.dpa1").trained_elements == ("Al", "Cu")
     assert potential.elements == ("Al", "Ni", "Cu")
     assert potential.trained_elements == ("Al", "Cu")
     atoms = emt_frames(1)[0]

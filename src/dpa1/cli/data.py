@@ -47,7 +47,7 @@ def check_command(
         progress.total = total
         progress.update(done)
 
-    result = check(data, _labels(label), _type_map(type_map), cutoff, update)
+    result = check(data, parse_labels(label), parse_type_map(type_map), cutoff, update)
     progress.close()
     if json:
         typer.echo(to_json(result.as_dict()))
@@ -78,13 +78,14 @@ def pack_command(
     from dpa1.data.pack import pack
 
     progress = Progress(None, "frames")
-    frames, report = pack(data, store, _labels(label), _type_map(type_map), level, progress.update)
+    frames, report = pack(data, store, parse_labels(label), parse_type_map(type_map), level, progress.update)
     progress.close()
     typer.echo(report.shortened())
     typer.echo(f"wrote {store}: {frames} frames, {store.stat().st_size / 1e6:.1f} MB")
 
 
-def _labels(given: list[str] | None) -> dict[str, str]:
+def parse_labels(given: list[str] | None) -> dict[str, str]:
+    """``--label energy=my_energy`` … → {"energy": "my_energy"}."""
     labels = {}
     for item in given or []:
         quantity, mark, key = item.partition("=")
@@ -94,7 +95,8 @@ def _labels(given: list[str] | None) -> dict[str, str]:
     return labels
 
 
-def _type_map(given: str | None) -> list[str] | None:
+def parse_type_map(given: str | None) -> list[str] | None:
+    """``--type-map "O H"`` → ["O", "H"]."""
     return [symbol for symbol in given.replace(",", " ").split() if symbol] if given else None
 
 

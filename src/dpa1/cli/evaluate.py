@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpa1.cli.data import Label, TypeMap, _labels, _type_map
+from dpa1.cli.data import Label, TypeMap, parse_labels, parse_type_map
 from dpa1.cli.terminal import Progress, check_new, draw, to_json
 from dpa1.errors import UserError
 
@@ -55,7 +55,7 @@ def evaluate_command(
 
     potential = load_potential(model)
     report = LabelReport()
-    frames = iter_frames(data, _labels(label), type_map=_type_map(type_map), report=report)
+    frames = iter_frames(data, parse_labels(label), type_map=parse_type_map(type_map), report=report)
     options = {"dtype": dtype, "device": device, "level": level, "batch_atoms": batch_atoms}
     if output is None:
         result, written = _evaluate(potential, frames, options, None), []

@@ -61,11 +61,11 @@ def train(
     keep_trace_in(Path(run.output))
 
     from dpa1.analysis.plots import learning_curve
-    from dpa1.training.distributed import _place
+    from dpa1.training.distributed import place_of_process
     from dpa1.training.run import train as train_potential
 
     folder = train_potential(run, resume=resume).folder
-    if _place()[0] == 0:
+    if place_of_process()[0] == 0:
         draw(lambda: learning_curve(folder / "metrics.csv"), folder / "learning_curve.png")
 
 

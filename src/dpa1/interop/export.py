@@ -26,7 +26,7 @@ def to_neutral(potential: Potential, where: str, level: str | None = None) -> di
             f"{where}: has convention: smooth, whose attention and normalisation DeePMD-kit does not have, so it cannot "
             "compute this model; train with convention: deepmd for that"
         )
-    index = potential._level(level)
+    index = potential.level_index(level)
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in potential.state_dict().items()}
     count, sel = len(potential.elements), config.sel
     bias = tensors["energy_bias"][index].reshape(1, count, 1)

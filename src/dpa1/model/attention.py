@@ -37,22 +37,24 @@ class Keys:
 
 def make_keys(config: ModelConfig, rows: Rows) -> Keys:
     """The convention's key weights and gate: where the two conventions of attention differ, they differ here."""
-    cosine = rows.direction @ rows.direction.transpose(-1, -2) if config.gate else None
+    pair_weight, null_score = None, 0.0
     if config.convention == "smooth":
         weight, factor = rows.weight, rows.weight.unsqueeze(-2)
-        null_count, null_score = torch.ones_like(rows.empty_slots), 0.0
+        null_count = torch.ones_like(rows.empty_slots)
+    elif config.smooth_attention:
+        weight = rows.mask.to(rows.weight.dtype)
+        factor = pair_weight = rows.weight.unsqueeze(-1) * rows.weight.unsqueeze(-2)
+        null_count, null_score = rows.empty_slots, EMPTY_SCORE
     else:
         weight = rows.mask.to(rows.weight.dtype)
         factor = weight.unsqueeze(-1) * weight.unsqueeze(-2)
-        if config.smooth_attention:
-            null_count, null_score = rows.empty_slots, EMPTY_SCORE
-            factor = rows.weight.unsqueeze(-1) * rows.weight.unsqueeze(-2)
-        else:
-            # Only real neighbours; the 1 keeps a row without any of them finite.
-            null_count, null_score = (~rows.mask.any(-1)).to(weight.dtype), 0.0
-    gate = factor.expand(*rows.mask.shape, rows.mask.shape[-1]) if cosine is None else cosine * factor
-    shifted = config.convention == "deepmd" and config.smooth_attention
-    return Keys(weight, gate, factor if shifted else None, null_count, null_score)
+        # Only real neighbours; the 1 keeps a row without any of them finite.
+        null_count = (~rows.mask.any(-1)).to(weight.dtype)
+    if config.gate:
+        gate = (rows.direction @ rows.direction.transpose(-1, -2)) * factor
+    else:
+        gate = factor.expand(*rows.mask.shape, rows.mask.shape[-1])
+    return Keys(weight, gate, pair_weight, null_count, null_score)
 
 
 class NeighborAttention(nn.Module):

@@ -22,9 +22,10 @@ import torch
 from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 
-from dpa1.batch import Batch
+from dpa1.batch import Batch, make_batch
 from dpa1.config.model import ModelConfig
 from dpa1.errors import UserError
+from dpa1.frames import make_frame
 from dpa1.model.descriptor import Descriptor
 from dpa1.model.initial import spread_radial_steps
 from dpa1.model.networks import FittingNet
@@ -136,7 +137,7 @@ class Potential(nn.Module):
 
     def forward(self, batch: Batch, level: str | None = None) -> Tensor:
         """Atomic energies (N,) eV float64 of a batch built with this model's cutoff."""
-        return self._whole(self._view(batch), self._level(level), derive=False, keep_descriptor=False)[0]
+        return self._whole(self._view(batch), self.level_index(level), derive=False, keep_descriptor=False)[0]
 
     def predict(
         self,
@@ -153,7 +154,7 @@ class Potential(nn.Module):
         Without it the atoms are evaluated in chunks, so memory stays bounded for any size.
         """
         view = self._view(batch)
-        index = self._level(level)
+        index = self.level_index(level)
         evaluate = self._whole if create_graph else self._in_chunks
         atomic, slope, rows = evaluate(view, index, forces or virial, descriptor)
         out = {"atomic_energy": atomic, "energy": atomic.new_zeros(len(batch)).index_add(0, batch.frame, atomic)}
@@ -173,7 +174,14 @@ class Potential(nn.Module):
 
         return Dpa1Calculator(self, **options)
 
-    def _level(self, level: str | None) -> int:
+    def level_index(self, level: str | None) -> int:
+        """Row of the energy bias that belongs to a level of theory; a model of one level needs no name.
+
+        Raises
+        ------
+        UserError
+            for an unknown or missing name, listing those there are.
+        """
         if level is None and len(self.levels) == 1:
             return 0
         if level not in self.levels:
@@ -254,9 +262,6 @@ class Potential(nn.Module):
 
 def empty_environment_energy(potential: Potential) -> np.ndarray:
     """(E,) eV: what the network adds to an isolated atom of each element beyond its energy bias."""
-    from dpa1.batch import make_batch
-    from dpa1.frames import make_frame
-
     frames = [make_frame([atomic_numbers[s]], np.zeros((1, 3))) for s in potential.elements]
     batch = make_batch(frames, potential.cutoff).to(potential.energy_bias.device)
     with torch.no_grad():

@@ -61,7 +61,7 @@ class Dpa1Calculator(BaseCalculator):
         super().__init__(parameters={"dtype": dtype, "level": level, "skin": skin})
         place = potential.energy_bias.device if device is None else pick_device(device)
         self.potential = frozen_copy(potential, dtype, place)
-        self.potential._level(level)  # an unknown level fails here, not at the first step
+        self.potential.level_index(level)  # an unknown level fails here, not at the first step
         self.level = level
         deepmd = potential.config.convention == "deepmd"
         self.neighbors = SkinList(potential.cutoff, skin, place, by_distance=deepmd)

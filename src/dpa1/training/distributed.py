@@ -58,7 +58,7 @@ def join(device: str) -> World:
     UserError
         when the device does not exist on this machine.
     """
-    rank, size, local = _place()
+    rank, size, local = place_of_process()
     name = device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,7 +88,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _place() -> tuple[int, int, int]:
+def place_of_process() -> tuple[int, int, int]:
     """(rank, number of processes, rank on this node) as torchrun or SLURM set them; alone otherwise."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:

@@ -26,14 +26,15 @@ class Average:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the model has the averaged weights."""
-        self._swap()
+        self.swap()
         try:
             yield
         finally:
-            self._swap()
+            self.swap()
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def swap(self) -> None:
+        """Exchange the model's weights and the averaged ones."""
         for parameter, value in zip(self.parameters, self.values, strict=True):
             kept = parameter.detach().clone()
             parameter.copy_(value)

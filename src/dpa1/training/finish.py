@@ -61,14 +61,13 @@ def save(
     path = folder / "model.dpa1"
     if world.main:
         numbers = {part: _numbers(values) for part, values in errors.items() if values}
-        potential.info = {
+        potential.info |= {
             "trained": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "dpa1": version("dpa1"),
             "torch": str(torch.__version__),
             "steps": progress.step,
             "seconds": round(progress.seconds, 1),
             "seed": config.seed,
-            "trained_elements": [symbol for symbol in potential.elements if symbol in data.train.elements],
             "sources": data.train.sources[:50],
             "frames": {
                 name: len(part)

@@ -124,6 +124,7 @@ def build(config: ModelConfig, data: Data, chosen: np.ndarray, seed: int) -> tup
     torch.manual_seed(seed)
     potential = Potential(config, [data.level])
     install(potential, statistics)
+    potential.info["trained_elements"] = [symbol for symbol in data.elements if symbol in data.train.elements]
     return potential, statistics.max_neighbors
 
 

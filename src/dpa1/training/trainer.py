@@ -126,7 +126,7 @@ class Trainer:
         if self.best:
             self.potential.load_state_dict(self.best)
         elif self.average:
-            self.average._swap()
+            self.average.swap()
         if self.pins:
             self.pins.fold(self.potential)
 
