@@ -24,7 +24,7 @@ class Batch:
     cell: (F, 3, 3) Å float64.
     frame: (N,) int64, which frame each atom belongs to.
     n_atoms: (F,) int64.
-    centre, neighbor: (P,) int64 atom indices, sorted by centre, then by distance.
+    centre, neighbor: (P,) int64 atom indices, sorted by centre.
     shift: (P, 3) Å float64 Cartesian image offset: pair vector = x[neighbor] − x[centre] + shift.
     energy: (F,) eV; forces: (N, 3) eV/Å; virial: (F, 3, 3) eV; float64, NaN where a frame lacks the label.
     weight: (F,) loss weights.
@@ -57,22 +57,25 @@ class Batch:
 def make_batch(frames: Sequence[Frame], cutoff: float, neighbors: Sequence[Neighbors] | None = None) -> Batch:
     """Collate frames; neighbour lists are built here unless given (one per frame, same cutoff)."""
     if neighbors is None:
-        neighbors = [find_neighbors(frame, cutoff) for frame in frames]
+        neighbors = [find_neighbors(frame, cutoff, torch.get_num_threads()) for frame in frames]
     sizes = np.array([len(frame) for frame in frames])
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     nan_virial, nan = np.full((3, 3), np.nan), float("nan")
 
-    def tensor(parts: list[np.ndarray], dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(dtype)
+    def tensor(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts))
+
+    def index(parts: list[np.ndarray]) -> Tensor:
+        return tensor([part + start if start else part for part, start in zip(parts, starts, strict=True)])
 
     return Batch(
-        numbers=tensor([f.numbers for f in frames], torch.int64),
+        numbers=tensor([f.numbers for f in frames]),
         positions=tensor([f.positions for f in frames]),
         cell=torch.from_numpy(np.stack([f.cell for f in frames])),
         frame=torch.from_numpy(np.repeat(np.arange(len(frames)), sizes)),
         n_atoms=torch.from_numpy(sizes),
-        centre=tensor([n.centre + s for n, s in zip(neighbors, starts, strict=True)], torch.int64),
-        neighbor=tensor([n.neighbor + s for n, s in zip(neighbors, starts, strict=True)], torch.int64),
+        centre=index([n.centre for n in neighbors]),
+        neighbor=index([n.neighbor for n in neighbors]),
         shift=tensor([n.shift @ f.cell for n, f in zip(neighbors, frames, strict=True)]),
         energy=torch.tensor([nan if f.energy is None else f.energy for f in frames], dtype=torch.float64),
         forces=tensor([np.full((len(f), 3), np.nan) if f.forces is None else f.forces for f in frames]),

@@ -14,23 +14,30 @@ CLOSEST = 0.05  # Å; below this two atoms count as lying on one spot (1/r would
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Every ordered pair (i, j, image) with 0 < r ≤ cutoff, sorted by centre atom and then by distance.
+    """Every ordered pair (i, j, image) with 0 < r ≤ cutoff, sorted by i, then j, then image.
+
+    The order depends on nothing but which pairs there are: not on the search, its threads or where atoms stand.
 
     Attributes
     ----------
-    centre, neighbor: (P,) atom indices i and j.
+    centre, neighbor: (P,) int64 atom indices i and j.
     shift: (P, 3) integer cell offsets S; the pair vector is ``x[j] − x[i] + S @ cell``.
-    distance: (P,) Å.
     """
 
     centre: np.ndarray
     neighbor: np.ndarray
     shift: np.ndarray
-    distance: np.ndarray
+
+    def distances(self, frame: Frame) -> np.ndarray:
+        """(P,) Å, in the frame the pairs were found in."""
+        vectors = frame.positions[self.neighbor] - frame.positions[self.centre] + self.shift @ frame.cell
+        return np.linalg.norm(vectors, axis=1)
 
 
-def find_neighbors(frame: Frame, cutoff: float) -> Neighbors:
+def find_neighbors(frame: Frame, cutoff: float, threads: int = 1) -> Neighbors:
     """All neighbours of all atoms of one frame, none dropped, for any cell and any mixture of periodic directions.
+
+    ``threads`` share the search, which changes nothing in the result.
 
     Raises
     ------
@@ -39,10 +46,11 @@ def find_neighbors(frame: Frame, cutoff: float) -> Neighbors:
     """
     from vesin import NeighborList
 
-    # Box rows of non-periodic directions may be zero or arbitrary: vesin wants an invertible box.
-    box = _complete_cell(frame)
-    centre, neighbor, shift, distance = NeighborList(cutoff=cutoff, full_list=True, n_threads=1).compute(
-        points=frame.positions, box=box, periodic=frame.pbc, quantities="ijSd"
+    search = NeighborList(cutoff=cutoff, full_list=True, n_threads=threads)
+    # Box rows of non-periodic directions may be zero or arbitrary: vesin wants an invertible box. What it returns here
+    # are views that live as long as ``search``.
+    centre, neighbor, shift, distance = search.compute(
+        points=frame.positions, box=_complete_cell(frame), periodic=frame.pbc, quantities="ijSd", copy=False
     )
     if len(distance) and distance.min() < CLOSEST:
         k = int(np.argmin(distance))
@@ -50,10 +58,33 @@ def find_neighbors(frame: Frame, cutoff: float) -> Neighbors:
             f"{frame.name}: atoms {min(centre[k], neighbor[k])} and {max(centre[k], neighbor[k])} are {distance[k]:.3f} Å "
             "apart (on one spot); repair or remove the frame"
         )
-    order = np.lexsort((neighbor, distance, centre))
-    return Neighbors(
-        centre[order].astype(np.int64), neighbor[order].astype(np.int64), shift[order].astype(np.int64), distance[order]
-    )
+    # int64 views: the library's unsigned indices never reach 2⁶³.
+    return _sorted(centre.view(np.int64), neighbor.view(np.int64), shift, len(frame))
+
+
+def _sorted(centre: np.ndarray, neighbor: np.ndarray, shift: np.ndarray, n_atoms: int) -> Neighbors:
+    order, _ = _group(neighbor, n_atoms)
+    by_centre, ends = _group(centre.take(order), n_atoms)
+    order = order.take(by_centre)
+    centre = np.repeat(np.arange(n_atoms), np.diff(ends))
+    neighbor, shift = neighbor.take(order), shift.take(order, axis=0)
+    # Several images of one neighbour are neighbours in the list by now.
+    same = (neighbor[1:] == neighbor[:-1]) & (centre[1:] == centre[:-1])
+    if same.any():
+        tied = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
+        images = shift[tied]
+        shift[tied] = images[np.lexsort((*images.T[::-1], neighbor[tied], centre[tied]))]
+    return Neighbors(centre, neighbor, shift)
+
+
+def _group(keys: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) stable order of integers below n, and (n + 1,) where each one begins: a counting sort, as sparse matrices do."""
+    from scipy.sparse import csc_matrix
+
+    small = np.int32 if len(keys) < 2**31 else np.int64
+    pairs = np.arange(len(keys) + 1, dtype=small)
+    rows = csc_matrix((np.ones(len(keys), dtype=np.int8), keys.astype(small), pairs), shape=(n, len(keys))).tocsr()
+    return rows.indices, rows.indptr
 
 
 def _complete_cell(frame: Frame) -> np.ndarray:

@@ -18,12 +18,13 @@ NAMES = {29: "Cu", 13: "Al", 47: "Ag"}
 def rows_of(frame, sel=None, excluded=()):
     """For each atom: element and list of environment rows, nearest first, excluded pairs as zero rows (deepmd only)."""
     found = find_neighbors(frame, CUTOFF)
+    distance = found.distances(frame)
     for i, z in enumerate(frame.numbers):
         mine = np.flatnonzero(found.centre == i)
-        mine = mine[np.argsort(found.distance[mine], kind="stable")][:sel]
+        mine = mine[np.argsort(distance[mine], kind="stable")][:sel]
         rows = []
         for k in mine:
-            j, r = found.neighbor[k], found.distance[k]
+            j, r = found.neighbor[k], distance[k]
             d = frame.positions[j] - frame.positions[i] + found.shift[k] @ frame.cell
             u = (r - START) / (CUTOFF - START)
             w = 1 + u**3 * (-6 * u**2 + 15 * u - 10)

@@ -165,13 +165,16 @@ class _Scan:
         self.lonely += int((counts == 0).sum())
         if counts.max() > self.most:
             self.most, self.most_in = int(counts.max()), frame.name
-        if len(neighbors.distance):
-            self._contacts(frame, neighbors.centre, neighbors.neighbor, neighbors.distance)
+        if len(neighbors.centre):
+            self._contacts(frame, neighbors.centre, neighbors.neighbor, neighbors.distances(frame))
 
     def _contacts(self, frame: Frame, centre: np.ndarray, neighbor: np.ndarray, distance: np.ndarray) -> None:
-        # Sorted by centre, then distance: the first pair of each centre is its closest.
-        first = np.concatenate([[True], centre[1:] != centre[:-1]])
-        centre, neighbor, distance = centre[first], neighbor[first], distance[first]
+        # The closest pair of each centre.
+        begins = np.flatnonzero(np.concatenate([[True], centre[1:] != centre[:-1]]))
+        least = np.repeat(np.minimum.reduceat(distance, begins), np.diff([*begins, len(centre)]))
+        closest = np.flatnonzero(distance == least)
+        closest = closest[np.unique(centre[closest], return_index=True)[1]]
+        centre, neighbor, distance = centre[closest], neighbor[closest], distance[closest]
         z = np.sort(np.stack([frame.numbers[centre], frame.numbers[neighbor]]), axis=0)
         kinds = z[0] * 128 + z[1]
         order = np.lexsort((distance, kinds))

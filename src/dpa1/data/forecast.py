@@ -22,7 +22,7 @@ def forecast(table: FrameTable, neighbors: float, neighbors_squared: float) -> d
     ``neighbors``, ``neighbors_squared``: means over atoms of the neighbour number and its square.
     """
     atoms = float(table.n_atoms.sum())
-    forces, bytes_per_pair = float(table.n_atoms[table.has("forces")].sum()), 24.0
+    forces, bytes_per_pair = float(table.n_atoms[table.has("forces")].sum()), 6.0
     rate = _matrix_rate()
     result: dict[str, Any] = {
         "frames_MB": (24 * (atoms + forces) + 8 * atoms + 1000 * len(table)) / 1e6,

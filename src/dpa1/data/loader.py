@@ -26,17 +26,15 @@ class NeighborCache:
     def get(self, i: int, frame: Frame) -> Neighbors:
         """The neighbours of frame number i, found again or for the first time."""
         if i in self._lists:
-            counts, neighbor, shift, distance = self._lists[i]
-            centre = np.repeat(np.arange(len(counts)), counts)
-            return Neighbors(centre, neighbor.astype(np.int64), shift.astype(np.int64), distance)
+            counts, neighbor, shift = self._lists[i]
+            return Neighbors(np.repeat(np.arange(len(counts)), counts), neighbor.astype(np.int64), shift)
         neighbors = find_neighbors(frame, self.cutoff)
         if self.used < self.limit:
             small = np.abs(neighbors.shift).max(initial=0) < 127
             entry = (
-                np.bincount(neighbors.centre, minlength=len(frame)),
-                neighbors.neighbor.astype(np.int32),
+                np.bincount(neighbors.centre, minlength=len(frame)).astype(np.int32),
+                neighbors.neighbor.astype(np.uint16 if len(frame) < 2**16 else np.int32),
                 neighbors.shift.astype(np.int8 if small else np.int32),
-                neighbors.distance,
             )
             size = sum(array.nbytes for array in entry) + 400
             if self.used + size <= self.limit:

@@ -162,8 +162,7 @@ class Potential(nn.Module):
             zero = slope.new_zeros(len(atomic), 3)
             out["forces"] = zero.index_add(0, view.centre, slope).index_add(0, view.neighbor, -slope)
         if virial:
-            outer = slope.unsqueeze(-1) * view.vectors.unsqueeze(-2)
-            out["virial"] = -slope.new_zeros(len(batch), 3, 3).index_add(0, batch.frame[view.centre], outer)
+            out["virial"] = -_frame_sums(slope, view.vectors, batch.frame[view.centre], len(batch))
         if descriptor:
             out["descriptor"] = rows
         return out
@@ -192,20 +191,18 @@ class Potential(nn.Module):
         """The pairs the model sees: all within the cutoff; deepmd convention: the nearest ``sel`` of each atom."""
         types = self.types(batch.numbers)
         centre, neighbor, shift = batch.centre, batch.neighbor, batch.shift
-        keep = None
+        keep: Tensor | None = None
         if self.config.slot_statistics:
             centre, neighbor, shift = deepmd_order(batch, self.cutoff, int(self.config.sel or 0))
         elif self.config.convention == "deepmd":
-            counts = torch.bincount(centre, minlength=len(types))
-            starts = torch.cumsum(counts, 0) - counts
-            rank = torch.arange(len(centre), device=centre.device) - starts[centre]
-            keep = rank < (self.config.sel or 0)
+            keep = _nearest(batch, int(self.config.sel or 0))
         if self._hides_pairs:
             listed = self._listed_pairs[types[centre], types[neighbor]]
             keep = listed if keep is None else keep & listed
         if keep is not None and not bool(keep.all()):
             centre, neighbor, shift = centre[keep], neighbor[keep], shift[keep]
-        vectors = batch.positions[neighbor] - batch.positions[centre] + shift
+        positions = batch.positions
+        vectors = positions.index_select(0, neighbor).sub_(positions.index_select(0, centre)).add_(shift)
         first = torch.cumsum(batch.n_atoms, 0) - batch.n_atoms
         return View(types, types[first][batch.frame], centre, neighbor, vectors)
 
@@ -258,6 +255,29 @@ class Potential(nn.Module):
             if keep_descriptor:
                 kept[plan.atoms] = descriptor.detach()
         return atomic, slope, kept
+
+
+def _nearest(batch: Batch, sel: int) -> Tensor | None:
+    """(P,) which pairs are among the ``sel`` nearest of their centre; None for all."""
+    centre, positions = batch.centre, batch.positions
+    counts = torch.bincount(centre, minlength=len(batch.numbers))
+    if not len(centre) or int(counts.max()) <= sel:
+        return None
+    distance = torch.linalg.vector_norm(positions[batch.neighbor] - positions[centre] + batch.shift, dim=-1)
+    order = torch.argsort(distance, stable=True)
+    order = order[torch.argsort(centre[order], stable=True)]
+    rank = torch.arange(len(centre), device=centre.device) - (torch.cumsum(counts, 0) - counts)[centre]
+    keep = torch.empty_like(centre, dtype=torch.bool)
+    keep[order] = rank < sel
+    return keep
+
+
+def _frame_sums(left: Tensor, right: Tensor, frame: Tensor, frames: int) -> Tensor:
+    """(F, 3, 3): Σ left_p ⊗ right_p over the pairs of each frame."""
+    if frames == 1:
+        return (left.T @ right).unsqueeze(0)
+    outer = left.unsqueeze(-1) * right.unsqueeze(-2)
+    return left.new_zeros(frames, 3, 3).index_add(0, frame, outer)
 
 
 def empty_environment_energy(potential: Potential) -> np.ndarray:

@@ -63,8 +63,7 @@ class Dpa1Calculator(BaseCalculator):
         self.potential = frozen_copy(potential, dtype, place)
         self.potential.level_index(level)  # an unknown level fails here, not at the first step
         self.level = level
-        deepmd = potential.config.convention == "deepmd"
-        self.neighbors = SkinList(potential.cutoff, skin, place, by_distance=deepmd)
+        self.neighbors = SkinList(potential.cutoff, skin, place)
         self.coordination = np.zeros(0, dtype=np.int64)
         self._checked = np.zeros(0, dtype=np.int64)
 

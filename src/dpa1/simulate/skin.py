@@ -40,11 +40,10 @@ class SkinList:
     Parameters
     ----------
     cutoff, skin: Å.
-    by_distance: sort each atom's pairs by distance (what a model that keeps only the nearest ones needs).
     """
 
-    def __init__(self, cutoff: float, skin: float, device: torch.device, *, by_distance: bool) -> None:
-        self.cutoff, self.skin, self.device, self.by_distance = cutoff, skin, device, by_distance
+    def __init__(self, cutoff: float, skin: float, device: torch.device) -> None:
+        self.cutoff, self.skin, self.device = cutoff, skin, device
         self.builds = 0
         self._reference: _Reference | None = None
         self._shift_cell: np.ndarray | None = None
@@ -66,22 +65,21 @@ class SkinList:
             self._shift_cell = cell
         positions = torch.from_numpy(atoms.get_positions()).to(self.device)
         centre, neighbor, shift = self._centre, self._neighbor, self._shift
-        square = (positions[neighbor] - positions[centre] + shift).square().sum(-1)
+        vectors = positions.index_select(0, neighbor).sub_(positions.index_select(0, centre)).add_(shift)
+        x, y, z = vectors.unbind(1)
+        square = x * x + y * y + z * z
         if len(square) and bool(square.min() < CLOSEST**2):
             self._build(atoms)  # raises, naming the atoms
         keep = torch.nonzero(square <= self.cutoff**2).squeeze(-1)
-        if self.by_distance:
-            keep = keep[torch.argsort(square[keep], stable=True)]
-            keep = keep[torch.argsort(centre[keep], stable=True)]
         return Batch(
             numbers=self._numbers,
             positions=positions,
             cell=self._cell.unsqueeze(0),
             frame=torch.zeros_like(self._numbers),
             n_atoms=torch.tensor([len(self._numbers)], device=self.device),
-            centre=centre[keep],
-            neighbor=neighbor[keep],
-            shift=shift[keep],
+            centre=centre.index_select(0, keep),
+            neighbor=neighbor.index_select(0, keep),
+            shift=shift.index_select(0, keep),
             energy=self._nan,
             forces=self._nan.expand(len(self._numbers), 3),
             virial=self._nan.expand(1, 3, 3),
@@ -111,11 +109,10 @@ class SkinList:
     def _build(self, atoms: Atoms) -> None:
         self._reference = None
         frame = make_frame(atoms.numbers, atoms.get_positions(), np.array(atoms.cell), atoms.pbc)
-        found = find_neighbors(frame, self.cutoff + self.skin)
-        order = np.lexsort((*found.shift.T, found.neighbor, found.centre))
-        self._centre = torch.from_numpy(found.centre[order]).to(self.device)
-        self._neighbor = torch.from_numpy(found.neighbor[order]).to(self.device)
-        self._offset = torch.from_numpy(found.shift[order].astype(np.float64)).to(self.device)
+        found = find_neighbors(frame, self.cutoff + self.skin, torch.get_num_threads())
+        self._centre = torch.from_numpy(found.centre).to(self.device)
+        self._neighbor = torch.from_numpy(found.neighbor).to(self.device)
+        self._offset = torch.from_numpy(found.shift.astype(np.float64)).to(self.device)
         self._numbers = torch.from_numpy(frame.numbers).to(self.device)
         self._nan = torch.full((1,), float("nan"), dtype=torch.float64, device=self.device)
         self._shift_cell = None
