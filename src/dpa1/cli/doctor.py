@@ -50,9 +50,11 @@ def doctor_command(
                 f"device:    {name} ({check['name']}): forces off by {check['force_error']:.1e} eV/Å in float64, float32 "
                 f"differs by {check['float32_error']:.1e} eV/Å, {check['seconds']:.2f} s – {'ok' if check['ok'] else 'WRONG'}"
             )
-            for precision, error in check["fused_attention"].items():
+            for path in check["fast_paths"]:
+                verdict = "ok" if path["ok"] else "WRONG, the slower reference runs instead"
                 typer.echo(
-                    f"fast path: fused attention, {precision} on {name}: differs by {error:.1e} from the reference"
+                    f"fast path: {path['path']}, {path['precision']} on {name}: "
+                    f"differs by {path['error']:.1e} from the reference – {verdict}"
                 )
     wrong = [name for name, check in found["devices"].items() if not check["ok"]]
     if wrong:
@@ -87,7 +89,7 @@ def self_check(device: str) -> dict[str, Any]:
     from ase.build import bulk
 
     from dpa1.config.model import ModelConfig
-    from dpa1.kernels.dispatch import attention_error, attention_holds
+    from dpa1.kernels import dispatch
     from dpa1.model.potential import Potential
 
     begun = time.perf_counter()
@@ -107,15 +109,17 @@ def self_check(device: str) -> dict[str, Any]:
         energies.append(exact.get_potential_energy(moved))
     numerical = (8 * (energies[2] - energies[1]) - (energies[3] - energies[0])) / (-12 * step)
     error = abs(numerical - forces[atom, 0])
-    fast = all(attention_holds(dtype, device.partition(":")[0]) for dtype in (torch.float32, torch.float64))
+    paths = dispatch.report(device)
     single_error = float(np.abs(single - forces).max())
     return {
         "force_error": float(error),
-        "fused_attention": {
-            str(dtype).removeprefix("torch."): attention_error(dtype, device)
-            for dtype in (torch.float32, torch.float64)
-        },
+        "fast_paths": paths,
         "float32_error": single_error,
         "seconds": time.perf_counter() - begun,
-        "ok": bool(error < 1e-7 and fast and single_error < 1e-4 and np.abs(forces.sum(axis=0)).max() < 1e-9),
+        "ok": bool(
+            error < 1e-7
+            and all(path["ok"] for path in paths)
+            and single_error < 1e-4
+            and np.abs(forces.sum(axis=0)).max() < 1e-9
+        ),
     }

@@ -19,15 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpa1.kernels.reference import Keys
+
 CHUNK_ELEMENTS = 131_072  # of one (n, K, K) temporary: 0.5 MB in float32
 
 
-def gated_attention(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, gate: Tensor, null: Tensor) -> Tensor:
-    """Σ_j exp(q_i·k_j)·gate_ij·v_j / (null + Σ_k exp(q_i·k_k)·w_k), twice differentiable in all but ``null``.
+def supports(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> bool:
+    """Scores that are neither scaled nor unbounded."""
+    return bounded and not keys.scaled and keys.null_score == 0.0
 
-    query, key, value (N, K, C); weight (N, K); gate (N, K, K); null (N,). Returns (N, K, C).
-    """
-    return _Forward.apply(query, key, value, weight, gate, null)
+
+def run(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> Tensor:
+    """``reference.gated_attention``, twice differentiable in all but ``keys.null_count``."""
+    return _Forward.apply(query, key, value, keys.weight, keys.gate, keys.null_count)
 
 
 def _chunks(like: Tensor) -> Iterator[slice]:

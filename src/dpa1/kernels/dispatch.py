@@ -1,63 +1,132 @@
-"""Which sibling of a hot operation runs. A fast one is compared with the reference on first use; if it differs it says so."""
+"""Which sibling of a hot operation runs: a fast one where it is proven, else the reference.
+
+A fast path belongs to one operation and one kind of device. On first use in a precision it is compared with the reference
+(values, first and second derivatives, see ``proof``); if it differs, that is said aloud and the reference runs.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dpa1.kernels import attention, reference
+from dpa1.kernels import reference
+from dpa1.kernels.reference import AttentionOptions, AttentionWeights, DenseLayer, Keys
 
 log = logging.getLogger("dpa1")
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
-def reference_attention(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, gate: Tensor, null: Tensor
+@dataclass(frozen=True)
+class Path:
+    """A fast sibling: ``module`` offers ``run`` with the reference's arguments and ``supports`` (same arguments → bool).
+
+    ``operation`` names a function of this module, ``device`` a device type, ``title`` is for people.
+    """
+
+    operation: str
+    device: str
+    module: str
+    title: str
+
+    @property
+    def run(self) -> Callable[..., Any]:
+        return import_module(self.module).run
+
+    def supports(self, *arguments: Any) -> bool:
+        return bool(import_module(self.module).supports(*arguments))
+
+    def error(self, dtype: torch.dtype, device: str) -> float:
+        """Largest difference from the reference on tiny systems, relative to the largest value."""
+        from dpa1.kernels import proof
+
+        return proof.error(self.operation, self.run, self.supports, dtype, device)
+
+
+PATHS = (
+    Path("gated_attention", "cpu", "dpa1.kernels.attention", "gated attention with hand-derived derivatives"),
+)  # fmt: skip
+
+
+def environment(
+    vectors: Tensor, mask: Tensor, dtype: torch.dtype, start: float, cutoff: float, protection: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``reference.environment``."""
+    return _pick("environment", dtype, vectors.device, vectors, mask, dtype, start, cutoff, protection)
+
+
+def embedding(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The definition, for bounded scores and a null score of zero."""
-    scores = query @ key.transpose(-1, -2)
-    return reference.gated_attention(scores, value, weight, gate, null, 0.0, bounded=True)
+    """See ``reference.embedding``."""
+    return _pick("embedding", radial.dtype, radial.device, radial, pair, table, layers, activation)
 
 
-def gated_attention(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, gate: Tensor, null: Tensor) -> Tensor:
-    """Fused gated attention where it holds on this device and precision, else the reference; same arguments as both."""
-    fast = attention_holds(query.dtype, query.device.type)
-    return (attention.gated_attention if fast else reference_attention)(query, key, value, weight, gate, null)
+def gated_attention(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> Tensor:
+    """See ``reference.gated_attention``."""
+    return _pick("gated_attention", query.dtype, query.device, query, key, value, keys, bounded)
+
+
+def attention_layer(features: Tensor, keys: Keys, weights: AttentionWeights, options: AttentionOptions) -> Tensor:
+    """See ``reference.attention_layer``. Without a path of its own, it is made of linear layers and gated attention."""
+    return _pick("attention_layer", features.dtype, features.device, features, keys, weights, options)
+
+
+def contraction(features: Tensor, rows: Tensor) -> Tensor:
+    """See ``reference.contraction``."""
+    return _pick("contraction", features.dtype, features.device, features, rows)
+
+
+def _layer_of_parts(features: Tensor, keys: Keys, weights: AttentionWeights, options: AttentionOptions) -> Tensor:
+    return reference.attention_layer(features, keys, weights, options, gated_attention)
+
+
+def _pick(operation: str, dtype: torch.dtype, device: torch.device, *arguments: Any) -> Any:
+    for path in PATHS:
+        mine = path.operation == operation and path.device == device.type
+        if mine and path.supports(*arguments) and holds(path, dtype, device.type):
+            return path.run(*arguments)
+    if operation == "attention_layer":
+        return _layer_of_parts(*arguments)
+    return getattr(reference, operation)(*arguments)
 
 
 @cache
-def attention_holds(dtype: torch.dtype, device: str) -> bool:
-    """Compare values, first and second derivatives of the fused attention with the reference on a tiny system."""
-    error = attention_error(dtype, device)
-    holds = error <= TOLERANCE.get(dtype, 0.0)
-    if not holds:
+def holds(path: Path, dtype: torch.dtype, device: str) -> bool:
+    """Whether a path agrees with the reference here, found out once; a disagreement is logged as a warning."""
+    from dpa1.kernels import proof
+
+    error = path.error(dtype, device)
+    good = error <= proof.TOLERANCE.get(dtype, 0.0)
+    if not good:
         log.warning(
-            "fused attention differs from the reference by %.1e in %s on %s: the slower reference runs instead",
-            error, dtype, device,
+            "the fast path '%s' differs from the reference by %.1e in %s on %s: the slower reference runs instead",
+            path.title, error, dtype, device,
         )  # fmt: skip
-    return holds
+    return good
 
 
-def attention_error(dtype: torch.dtype, device: str) -> float:
-    """Largest difference (relative to the largest value) over values, first and second derivatives."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(3, 5, 4), (3, 5, 4), (3, 5, 4), (3, 5), (3, 5, 5)]
-    inputs = [torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    along = [torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    cotangent = torch.rand(shapes[2], generator=generator, dtype=torch.float64)
-
-    def derivatives(operation: Callable[..., Tensor]) -> list[Tensor]:
-        with torch.enable_grad():
-            x = [tensor.to(device, dtype).requires_grad_() for tensor in inputs]
-            y_bar = cotangent.to(device, dtype).requires_grad_()
-            y = operation(*x, torch.ones(3, dtype=dtype, device=device))
-            first = torch.autograd.grad(y, x, y_bar, create_graph=True)
-            phi = sum(((a.to(device, dtype) * b).sum() for a, b in zip(along, first, strict=True)), torch.zeros(()))
-            return [y.detach(), *(f.detach() for f in first), *torch.autograd.grad(phi, [y_bar, *x])]
-
-    pairs = zip(derivatives(attention.gated_attention), derivatives(reference_attention), strict=True)
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+def report(device: str) -> list[dict[str, Any]]:
+    """Every fast path for a device, each in both precisions, with its error and whether it is used."""
+    kind = device.partition(":")[0]
+    return [
+        {
+            "operation": path.operation,
+            "path": path.title,
+            "precision": str(dtype).removeprefix("torch."),
+            "error": path.error(dtype, device),
+            "ok": holds(path, dtype, kind),
+        }
+        for path in PATHS
+        if path.device == kind
+        for dtype in (torch.float32, torch.float64)
+    ]

@@ -7,10 +7,83 @@ A slot without a neighbour has ``mask`` False, switch 0 and an all-zero environm
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+class DenseLayer(NamedTuple):
+    """y = φ(x·weight + bias) ∘ timestep + (x, ``repeats`` times side by side); weight (n_in, n_out)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    timestep: Tensor | None
+    repeats: int
+
+
+class AttentionWeights(NamedTuple):
+    """Of one layer: project_in (C, 3W) to queries, keys, values; project_out (W, C); layer norm (C,)."""
+
+    in_weight: Tensor
+    in_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+    norm_scale: Tensor
+    norm_offset: Tensor
+
+
+class AttentionOptions(NamedTuple):
+    """``normalize``: queries, keys and values have unit length; ``temperature`` multiplies the scores; ``eps`` of the norm."""
+
+    normalize: bool
+    temperature: float
+    eps: float
+
+    @property
+    def bounded(self) -> bool:
+        """Scores so small that their exponentials need no shift."""
+        return self.normalize and abs(self.temperature) <= 20.0
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """What all attention layers of one block share.
+
+    Attributes
+    ----------
+    weight: (N, K) factor on each key's exponential in the denominator, 0 in empty slots.
+    factor: (N, K) factor of the key in the gate.
+    row: (N, K) factor of the query in the gate, or None for 1.
+    direction: (N, K, 3) unit vectors whose cosine is the gate, or None for a gate without angle.
+    null_count, null_score: the term (N,)·exp(score) in the denominator that is no neighbour.
+    scaled: scores A become (A − null_score)·row_i·factor_j + null_score (DeePMD-kit's smooth attention).
+    """
+
+    weight: Tensor
+    factor: Tensor
+    row: Tensor | None
+    direction: Tensor | None
+    null_count: Tensor
+    null_score: float = 0.0
+    scaled: bool = False
+
+    @cached_property
+    def pair_factor(self) -> Tensor:
+        """(N, K, K) row_i·factor_j."""
+        factor = self.factor.unsqueeze(-2)
+        return factor.expand(-1, self.factor.shape[1], -1) if self.row is None else self.row.unsqueeze(-1) * factor
+
+    @cached_property
+    def gate(self) -> Tensor:
+        """(N, K, K) factor on each attention weight: cosine·row_i·factor_j."""
+        if self.direction is None:
+            return self.pair_factor
+        return (self.direction @ self.direction.transpose(-1, -2)) * self.pair_factor
 
 
 def switch(distance: Tensor, start: float, cutoff: float) -> Tensor:
@@ -32,22 +105,74 @@ def environment_matrix(vectors: Tensor, weight: Tensor, distance: Tensor, protec
     return torch.cat([radial.unsqueeze(-1), vectors * (radial * inverse).unsqueeze(-1)], dim=-1)
 
 
+def environment(
+    vectors: Tensor, mask: Tensor, dtype: torch.dtype, start: float, cutoff: float, protection: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Switch (N, K), environment matrix (N, K, 4) and unit vectors (N, K, 3) of neighbours, in ``dtype``.
+
+    vectors (N, K, 3) Å float64, distances are formed in it; mask (N, K): an empty slot sits exactly at the cutoff, where
+    every weight is zero and every derivative finite.
+    """
+    placed = torch.where(mask.unsqueeze(-1), vectors, vectors.new_tensor([cutoff, 0.0, 0.0]))
+    distance = torch.linalg.vector_norm(placed, dim=-1)
+    direction = (placed / distance.unsqueeze(-1)).to(dtype)
+    placed, distance = placed.to(dtype), distance.to(dtype)
+    weight = switch(distance, start, cutoff) * mask
+    return weight, environment_matrix(placed, weight, distance, protection), direction
+
+
+def dense(x: Tensor, layer: DenseLayer, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """One dense layer over the last dimension."""
+    y = x @ layer.weight if layer.bias is None else functional.linear(x, layer.weight.t(), layer.bias)
+    y = activation(y)
+    if layer.timestep is not None:
+        y = y * layer.timestep
+    if layer.repeats == 1:
+        y = y + x
+    elif layer.repeats == 2:
+        y = y + torch.cat([x, x], dim=-1)
+    return y
+
+
+def embedding(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Embedding net on [s, table[pair]]: radial (N, K); pair (N, K) row of ``table`` (T, c), or None. Returns (N, K, C)."""
+    x = radial.unsqueeze(-1)
+    if pair is not None and table is not None:
+        x = torch.cat([x, table[pair]], dim=-1)
+    for layer in layers:
+        x = dense(x, layer, activation)
+    return x
+
+
 def unit(x: Tensor) -> Tensor:
     """x / max(‖x‖, 1e-12) over the last dimension."""
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True).clamp(min=1e-24))
 
 
-def gated_attention(
-    scores: Tensor, value: Tensor, weight: Tensor, gate: Tensor, null_count: Tensor, null_score: float, bounded: bool
-) -> Tensor:
-    """Σ_j P_ij·gate_ij·v_j with P_ij = exp(A_ij) / (n₀·exp(A₀) + Σ_k w_k·exp(A_ik)); the key weights w_j are part of gate.
+def gated_attention(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> Tensor:
+    """Σ_j P_ij·gate_ij·v_j with P_ij = exp(A_ij) / (n₀·exp(A₀) + Σ_k w_k·exp(A_ik)), A = q·k.
 
     The null term n₀·exp(A₀) stands for whatever is not a neighbour. In the smooth convention w is the switch and
     n₀ = 1, A₀ = 0, so a key fades out continuously at the cutoff; in DeePMD-kit's, n₀ counts empty slots.
 
-    scores (N, K, K), rows are queries; value (N, K, C); weight (N, K); gate (N, K, K); null_count (N,).
-    ``bounded`` promises |scores| ≤ 40, where exp needs no shift. Returns (N, K, C).
+    query, key, value (N, K, C). ``bounded`` promises |A| ≤ 40, where exp needs no shift. Returns (N, K, C).
     """
+    scores = query @ key.transpose(-1, -2)
+    if keys.scaled:
+        scores = (scores - keys.null_score) * keys.pair_factor + keys.null_score
+    return attend(scores, value, keys.weight, keys.gate, keys.null_count, keys.null_score, bounded)
+
+
+def attend(
+    scores: Tensor, value: Tensor, weight: Tensor, gate: Tensor, null_count: Tensor, null_score: float, bounded: bool
+) -> Tensor:
+    """``gated_attention`` from its scores (N, K, K), rows are queries; weight (N, K); gate (N, K, K); null_count (N,)."""
     null = null_count[:, None, None]
     if bounded:
         exponentials = torch.exp(scores)
@@ -67,6 +192,22 @@ def gated_attention(
 def layer_norm(x: Tensor, scale: Tensor, offset: Tensor, eps: float) -> Tensor:
     """Layer norm over the last dimension with the biased variance."""
     return functional.layer_norm(x, x.shape[-1:], scale, offset, eps)
+
+
+def attention_layer(
+    features: Tensor,
+    keys: Keys,
+    weights: AttentionWeights,
+    options: AttentionOptions,
+    attention: Callable[[Tensor, Tensor, Tensor, Keys, bool], Tensor] = gated_attention,
+) -> Tensor:
+    """G ← LayerNorm(G + W_out·(P·V)), P the gated attention weights (Eqs. 6–10). features (N, K, C) → (N, K, C)."""
+    query, key, value = functional.linear(features, weights.in_weight.t(), weights.in_bias).chunk(3, dim=-1)
+    if options.normalize:
+        query, key, value = unit(query), unit(key), unit(value)
+    attended = attention(query * options.temperature, key, value, keys, options.bounded)
+    update = functional.linear(attended, weights.out_weight.t(), weights.out_bias)
+    return layer_norm(features + update, weights.norm_scale, weights.norm_offset, options.eps)
 
 
 def contraction(features: Tensor, rows: Tensor) -> Tensor:

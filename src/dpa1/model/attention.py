@@ -3,58 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dpa1.config.model import ModelConfig
 from dpa1.kernels import dispatch, reference
+from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
 from dpa1.model.networks import Dense
 from dpa1.model.rows import Rows
 
 EMPTY_SCORE = -20.0  # DeePMD-kit's shift of smooth attention scores; an empty slot scores exactly this
 
 
-@dataclass(frozen=True)
-class Keys:
-    """What all attention layers of one block share.
-
-    Attributes
-    ----------
-    weight: (n, K) factor on each key's exponential, 0 in empty slots.
-    gate: (n, K, K) factor on each attention weight, including the key's ``weight``.
-    pair_weight: (n, K, K) sw_i·sw_j of DeePMD-kit's smooth attention, else None.
-    null_count, null_score: the term in the denominator that is no neighbour, see ``reference.gated_attention``.
-    """
-
-    weight: Tensor
-    gate: Tensor
-    pair_weight: Tensor | None
-    null_count: Tensor
-    null_score: float
-
-
 def make_keys(config: ModelConfig, rows: Rows) -> Keys:
     """The convention's key weights and gate: where the two conventions of attention differ, they differ here."""
-    pair_weight, null_score = None, 0.0
+    direction = rows.direction if config.gate else None
     if config.convention == "smooth":
-        weight, factor = rows.weight, rows.weight.unsqueeze(-2)
-        null_count = torch.ones_like(rows.empty_slots)
-    elif config.smooth_attention:
-        weight = rows.mask.to(rows.weight.dtype)
-        factor = pair_weight = rows.weight.unsqueeze(-1) * rows.weight.unsqueeze(-2)
-        null_count, null_score = rows.empty_slots, EMPTY_SCORE
-    else:
-        weight = rows.mask.to(rows.weight.dtype)
-        factor = weight.unsqueeze(-1) * weight.unsqueeze(-2)
-        # Only real neighbours; the 1 keeps a row without any of them finite.
-        null_count = (~rows.mask.any(-1)).to(weight.dtype)
-    if config.gate:
-        gate = (rows.direction @ rows.direction.transpose(-1, -2)) * factor
-    else:
-        gate = factor.expand(*rows.mask.shape, rows.mask.shape[-1])
-    return Keys(weight, gate, pair_weight, null_count, null_score)
+        return Keys(rows.weight, rows.weight, None, direction, torch.ones_like(rows.empty_slots))
+    weight = rows.mask.to(rows.weight.dtype)
+    if config.smooth_attention:
+        return Keys(weight, rows.weight, rows.weight, direction, rows.empty_slots, EMPTY_SCORE, scaled=True)
+    # Only real neighbours; the 1 keeps a row without any of them finite.
+    return Keys(weight, weight, weight, direction, (~rows.mask.any(-1)).to(weight.dtype))
 
 
 class NeighborAttention(nn.Module):
@@ -63,10 +34,8 @@ class NeighborAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, channels = config.attention_width, config.embedding[-1]
-        self.config = config
-        self.temperature = (
-            config.temperature if config.temperature is not None else 1.0 / math.sqrt(width * config.scaling)
-        )
+        temperature = config.temperature if config.temperature is not None else 1.0 / math.sqrt(width * config.scaling)
+        self.options = AttentionOptions(config.normalize, temperature, config.layer_norm_eps)
         self.project_in = Dense(channels, 3 * width, "linear")
         self.project_out = Dense(width, channels, "linear")
         self.norm_scale = nn.Parameter(torch.ones(channels), requires_grad=config.layer_norm_trainable)
@@ -74,26 +43,18 @@ class NeighborAttention(nn.Module):
 
     def forward(self, features: Tensor, keys: Keys) -> Tensor:
         """features (n, K, C) → (n, K, C)."""
-        query, key, value = self.project_in(features).chunk(3, dim=-1)
-        if self.config.normalize:
-            query, key, value = reference.unit(query), reference.unit(key), reference.unit(value)
-        query = query * self.temperature
-        bounded = self.config.normalize and abs(self.temperature) <= 20.0
-        if bounded and keys.pair_weight is None:
-            attended = dispatch.gated_attention(query, key, value, keys.weight, keys.gate, keys.null_count)
-        else:
-            scores = query @ key.transpose(-1, -2)
-            if keys.pair_weight is not None:
-                scores = (scores - EMPTY_SCORE) * keys.pair_weight + EMPTY_SCORE
-            attended = reference.gated_attention(
-                scores, value, keys.weight, keys.gate, keys.null_count, keys.null_score, bounded
-            )
-        return self._norm(features + self.project_out(attended))
+        return dispatch.attention_layer(features, keys, self.weights(), self.options)
+
+    def weights(self) -> AttentionWeights:
+        """Its parameters as the kernels take them."""
+        into, out = self.project_in, self.project_out
+        assert into.bias is not None
+        assert out.bias is not None
+        return AttentionWeights(into.weight, into.bias, out.weight, out.bias, self.norm_scale, self.norm_offset)
 
     def phantom(self, features: Tensor) -> Tensor:
         """The same layer for an empty slot (deepmd convention): it attends to nothing, only the output bias remains."""
         assert self.project_out.bias is not None
-        return self._norm(features + self.project_out.bias)
-
-    def _norm(self, x: Tensor) -> Tensor:
-        return reference.layer_norm(x, self.norm_scale, self.norm_offset, self.config.layer_norm_eps)
+        return reference.layer_norm(
+            features + self.project_out.bias, self.norm_scale, self.norm_offset, self.options.eps
+        )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dpa1.config.model import ModelConfig
-from dpa1.kernels import reference
+from dpa1.kernels import dispatch, reference
 from dpa1.model.attention import NeighborAttention, make_keys
 from dpa1.model.elements import TypeEmbedding
 from dpa1.model.networks import EmbeddingNet
@@ -85,7 +85,7 @@ class Descriptor(nn.Module):
             keys = make_keys(config, rows)
             for layer in self.attention:
                 features = layer(features, keys)
-        product = reference.contraction(features, matrix)
+        product = dispatch.contraction(features, matrix)
         if config.convention == "deepmd":
             if config.subtract_mean:
                 product = product + self._empty_slots(rows, -mean / scale[..., 0], table)
@@ -104,21 +104,20 @@ class Descriptor(nn.Module):
     ) -> Tensor:
         """(n, K) radial inputs and element indices → (n, K, C)."""
         config = self.config
-        indices = [neighbor_type] if config.one_sided else [neighbor_type, centre_type.expand_as(neighbor_type)]
-        radial = radial.unsqueeze(-1)
-        if self.type_net is None:
-            return self.embedding(torch.cat([radial, *(table[index] for index in indices)], dim=-1))
-        # The type factor takes few distinct values: compute each once and look it up.
-        n = len(table)
         if config.one_sided:
-            types = self.type_net(table)[neighbor_type]
+            pair, types = neighbor_type, table
         else:
-            pairs = torch.cat([table.unsqueeze(0).expand(n, n, -1), table.unsqueeze(1).expand(n, n, -1)], dim=-1)
-            types = self.type_net(pairs)[indices[1], indices[0]]
+            n = len(table)
+            pair = neighbor_type + n * centre_type
+            types = torch.cat([table.repeat(n, 1), table.repeat_interleave(n, 0)], dim=-1)
+        if self.type_net is None:
+            return self.embedding.pairs(radial, pair, types)
+        # The type factor takes few distinct values: compute each once and look it up.
+        factor = self.type_net(types)[pair]
         if config.convention == "smooth" or config.smooth_attention:
-            types = types * weight.unsqueeze(-1)
-        distance = self.embedding(radial)
-        return distance * types + distance
+            factor = factor * weight.unsqueeze(-1)
+        distance = self.embedding.pairs(radial, None, None)
+        return distance * factor + distance
 
     def _empty_slots(self, rows: Rows, radial: Tensor, table: Tensor) -> Tensor:
         """What DeePMD-kit's unfilled slots add to the contraction when the mean is subtracted. (n, C, 4)."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from dpa1.kernels import dispatch, reference
+from dpa1.kernels.reference import DenseLayer
 
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:
@@ -76,15 +80,11 @@ class Dense(nn.Module):
         self.timestep = nn.Parameter(0.1 + 0.001 * torch.randn(n_out)) if timestep and self.repeats else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x @ self.weight if self.bias is None else functional.linear(x, self.weight.t(), self.bias)
-        y = self.activation(y)
-        if self.timestep is not None:
-            y = y * self.timestep
-        if self.repeats == 1:
-            y = y + x
-        elif self.repeats == 2:
-            y = y + torch.cat([x, x], dim=-1)
-        return y
+        return reference.dense(x, self.parts(), self.activation)
+
+    def parts(self) -> DenseLayer:
+        """Its parameters as the kernels take them."""
+        return DenseLayer(self.weight, self.bias, self.timestep, self.repeats)
 
 
 class EmbeddingNet(nn.Module):
@@ -101,6 +101,11 @@ class EmbeddingNet(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+    def pairs(self, radial: Tensor, pair: Tensor | None, table: Tensor | None) -> Tensor:
+        """The net on [s, table[pair]]: radial (n, K), pair (n, K) rows of ``table`` (T, c). Returns (n, K, C)."""
+        layers = [cast(Dense, layer) for layer in self.layers]
+        return dispatch.embedding(radial, pair, table, [layer.parts() for layer in layers], layers[0].activation)
 
 
 class FittingNet(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpa1.config.model import ModelConfig
-from dpa1.kernels import reference
+from dpa1.kernels import dispatch
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,10 @@ def make_rows(
     mask = plan.mask
     if visible is not None:
         mask = mask & visible[centre_type.unsqueeze(1), neighbor_type]
-    # An empty slot sits exactly at the cutoff, where every weight is zero and every derivative finite.
-    far = vectors.new_tensor([config.cutoff, 0.0, 0.0])
     gathered = vectors[plan.pairs] if len(vectors) else vectors.new_zeros(*plan.pairs.shape, 3)
-    placed = torch.where(mask.unsqueeze(-1), gathered, far)
-    distance = torch.linalg.vector_norm(placed, dim=-1)
-    direction = (placed / distance.unsqueeze(-1)).to(dtype)
-    placed, distance = placed.to(dtype), distance.to(dtype)
-    weight = reference.switch(distance, config.switch_start, config.cutoff) * mask
+    weight, environment, direction = dispatch.environment(
+        gathered, mask, dtype, config.switch_start, config.cutoff, config.environment_protection
+    )
     slots = float(config.sel or 0)
     return Rows(
         centre_type=centre_type,
@@ -111,7 +107,7 @@ def make_rows(
         first_type=first_type[plan.atoms],
         mask=mask,
         weight=weight,
-        environment=reference.environment_matrix(placed, weight, distance, config.environment_protection),
+        environment=environment,
         direction=direction,
         empty_slots=(slots - mask.sum(-1)).to(dtype),
         unfilled_slots=(slots - plan.mask.sum(-1)).to(dtype),

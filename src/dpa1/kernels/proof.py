@@ -1,0 +1,167 @@
+"""Comparing a fast path with the reference on tiny systems: values, first and second derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpa1.kernels import reference, wanted
+from dpa1.kernels.reference import AttentionOptions, AttentionWeights, DenseLayer, Keys
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Differentiable inputs, the first ``geometry`` of which depend on positions, and how an operation is called on them."""
+
+    inputs: list[Tensor]
+    geometry: int
+    call: Callable[[Callable[..., Any], list[Tensor]], Any]
+
+
+def error(
+    operation: str, run: Callable[..., Any], supports: Callable[..., bool], dtype: torch.dtype, device: str
+) -> float:
+    """Largest difference from the reference over the samples it supports, relative to the largest value of each result.
+
+    The reference runs in float64 and from the same, already rounded inputs.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        samples = [sample for sample in SAMPLES[operation](dtype) if sample.call(supports, sample.inputs)]
+    worst = 0.0 if samples else float("inf")
+    for sample in samples:
+        fast = derivatives(run, sample, [x.to(device) for x in sample.inputs])
+        exact = derivatives(getattr(reference, operation), sample, [x.to(device).double() for x in sample.inputs])
+        for a, b in zip(fast, exact, strict=True):
+            difference = float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-6))
+            # Not max(): a NaN must not get lost in it.
+            worst = difference if not difference <= worst else worst
+    return worst
+
+
+def derivatives(run: Callable[..., Any], sample: Sample, inputs: list[Tensor]) -> list[Tensor]:
+    """Values; first derivatives by all inputs; first by geometry alone, and the second ones by everything."""
+    with torch.enable_grad():
+        x = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+        out = sample.call(run, x)
+        values = list(out) if isinstance(out, tuple) else [out]
+        along = [_directions(v, k).requires_grad_() for k, v in enumerate(values)]
+        whole = torch.autograd.grad(values, x, along, retain_graph=True, materialize_grads=True)
+        with wanted.geometry_only():
+            first = torch.autograd.grad(values, x[: sample.geometry], along, create_graph=True, materialize_grads=True)
+        phi = torch.stack([(_directions(f, 7 + k) * f).sum() for k, f in enumerate(first)]).sum()
+        # Energies join, as they do in a loss: both ways to the weights end in one pass.
+        phi = phi + torch.stack([(v * _directions(v, 3)).sum() for v in values]).sum()
+        second = torch.autograd.grad(phi, [*along, *x], retain_graph=True, materialize_grads=True)
+        with wanted.parameters_only():
+            training = (
+                torch.autograd.grad(phi, x[sample.geometry :], materialize_grads=True) if x[sample.geometry :] else ()
+            )
+    return [t.detach() for t in (*values, *whole, *first, *second, *training)]
+
+
+def _directions(like: Tensor, seed: int) -> Tensor:
+    """A fixed tensor of the same shape, the same on every device and in every precision."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(like.shape, generator=generator) - 0.3).to(like)
+
+
+def _environments(dtype: torch.dtype) -> Iterator[Sample]:
+    mask = torch.rand(3, 5) > 0.2
+    vectors = torch.randn(3, 5, 3, dtype=torch.float64) * 2.0
+    for protection in (0.0, 0.3):
+
+        def call(run: Callable[..., Any], x: list[Tensor], protection: float = protection) -> Any:
+            # The reference is called with float64 inputs only, a path in the precision it is tried in.
+            precision = torch.float64 if run is reference.environment else dtype
+            return run(x[0], mask.to(x[0].device), precision, 1.0, 4.0, protection)
+
+        yield Sample([vectors], 1, call)
+
+
+def _embeddings(dtype: torch.dtype) -> Iterator[Sample]:
+    pair = torch.randint(0, 4, (3, 5))
+    for types, timestep in ((3, False), (0, True)):
+        widths = [1 + types, 3, 6, 6, 5]
+        shapes: list[tuple[int, ...]] = [(3, 5), (4, types)] if types else [(3, 5)]
+        for n_in, n_out in pairwise(widths):
+            shapes += [(n_in, n_out), (n_out,)] + ([(n_out,)] if timestep and n_out != 3 and n_out != 5 else [])
+
+        def call(
+            run: Callable[..., Any],
+            x: list[Tensor],
+            types: int = types,
+            timestep: bool = timestep,
+            widths: Any = widths,
+        ) -> Any:
+            rest = list(x[2:] if types else x[1:])
+            layers = []
+            for n_in, n_out in pairwise(widths):
+                repeats = n_out // n_in if n_out in (n_in, 2 * n_in) else 0
+                weight, bias = rest.pop(0), rest.pop(0)
+                layers.append(DenseLayer(weight, bias, rest.pop(0) if timestep and repeats else None, repeats))
+            if not types:
+                return run(x[0], None, None, layers, torch.tanh)
+            return run(x[0], pair.to(x[0].device), x[1], layers, torch.tanh)
+
+        yield Sample([torch.randn(shape, dtype=dtype) for shape in shapes], 1, call)
+
+
+def _keys(kind: str, weight: Tensor, direction: Tensor | None) -> Keys:
+    """Of the three kinds the model knows; weight (N, K) holds zeros where a slot is empty."""
+    ones = torch.ones_like(weight[:, 0])
+    if kind == "smooth":
+        return Keys(weight, weight, None, direction, ones)
+    mask = (weight > 0).to(weight.dtype)
+    if kind == "scaled":
+        return Keys(mask, weight, weight, direction, 3.0 * ones, -20.0, scaled=True)
+    return Keys(mask, mask, mask, direction, 0.0 * ones)
+
+
+def _attentions(dtype: torch.dtype) -> Iterator[Sample]:
+    slots, width = 5, 4
+    weight = torch.rand(3, slots, dtype=dtype) * (torch.arange(slots) < 4)
+    for kind in ("smooth", "scaled", "plain"):
+        inputs = [weight, torch.randn(3, slots, 3, dtype=dtype)]
+        inputs += [torch.rand(3, slots, width, dtype=dtype) for _ in range(3)]
+
+        def call(run: Callable[..., Any], x: list[Tensor], kind: str = kind) -> Any:
+            return run(*x[2:], _keys(kind, x[0], x[1]), True)
+
+        yield Sample(inputs, 5, call)
+
+
+def _layers(dtype: torch.dtype) -> Iterator[Sample]:
+    slots, channels, width = 5, 6, 4
+    weight = torch.rand(3, slots, dtype=dtype) * (torch.arange(slots) < 4)
+    shapes = [(channels, 3 * width), (3 * width,), (width, channels), (channels,), (channels,), (channels,)]
+    for kind in ("smooth", "scaled", "plain"):
+        inputs = [torch.randn(3, slots, channels, dtype=dtype), weight, torch.randn(3, slots, 3, dtype=dtype)]
+        inputs += [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+        def call(run: Callable[..., Any], x: list[Tensor], kind: str = kind) -> Any:
+            keys = _keys(kind, x[1], x[2])
+            return run(x[0], keys, AttentionWeights(*x[3:]), AttentionOptions(True, 0.7, 1e-5))
+
+        yield Sample(inputs, 3, call)
+
+
+def _contractions(dtype: torch.dtype) -> Iterator[Sample]:
+    inputs = [torch.randn(3, 5, 6, dtype=dtype), torch.randn(3, 5, 4, dtype=dtype)]
+    yield Sample(inputs, 2, lambda run, x: run(*x))
+
+
+SAMPLES: dict[str, Callable[[torch.dtype], Iterator[Sample]]] = {
+    "environment": _environments,
+    "embedding": _embeddings,
+    "gated_attention": _attentions,
+    "attention_layer": _layers,
+    "contraction": _contractions,
+}

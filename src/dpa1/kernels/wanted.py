@@ -1,0 +1,49 @@
+"""Which derivatives the caller of ``backward`` wants: the hand-derived operations leave out the others.
+
+Autograd tells an operation only which inputs could have a gradient. A force needs none of the weights', the gradient of
+a force loss none of the positions'; computing them all the same would double the matrix products of a training step.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class _State(threading.local):
+    geometry = True
+    parameters = True
+
+
+_state = _State()
+
+
+def geometry_wanted() -> bool:
+    """False inside ``parameters_only``."""
+    return _state.geometry
+
+
+def parameters_wanted() -> bool:
+    """False inside ``geometry_only``."""
+    return _state.parameters
+
+
+@contextmanager
+def geometry_only() -> Iterator[None]:
+    """Inside, derivatives are taken with respect to positions (or what depends on them), never to weights."""
+    before, _state.parameters = _state.parameters, False
+    try:
+        yield
+    finally:
+        _state.parameters = before
+
+
+@contextmanager
+def parameters_only() -> Iterator[None]:
+    """Inside, derivatives are taken with respect to weights, never to positions."""
+    before, _state.geometry = _state.geometry, False
+    try:
+        yield
+    finally:
+        _state.geometry = before

@@ -1,0 +1,38 @@
+"""Every fast path proves itself against the reference, and says so when it does not hold."""
+
+import logging
+
+import pytest
+import torch
+
+from dpa1.kernels import dispatch, proof, reference
+
+CPU_PATHS = [path for path in dispatch.PATHS if path.device == "cpu"]
+
+
+@pytest.mark.parametrize("path", CPU_PATHS, ids=lambda path: path.operation)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_proves_itself(path, dtype):
+    assert path.error(dtype, "cpu") <= proof.TOLERANCE[dtype]
+    assert dispatch.holds(path, dtype, "cpu")
+
+
+@pytest.mark.parametrize("path", CPU_PATHS, ids=lambda path: path.operation)
+def test_disagreement_is_loud_and_the_reference_runs(path, monkeypatch, caplog):
+    plain = getattr(reference, path.operation)
+    monkeypatch.setattr(dispatch.import_module(path.module), "run", lambda *x: 1.01 * plain(*x))
+    dispatch.holds.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="dpa1"):
+        for sample in proof.SAMPLES[path.operation](torch.float64):
+            result = sample.call(getattr(dispatch, path.operation), sample.inputs)
+            expected = sample.call(plain, sample.inputs)
+            assert torch.equal(result, expected)
+    dispatch.holds.cache_clear()
+    assert caplog.text.count("the slower reference runs instead") == 1
+    assert path.title in caplog.text
+
+
+def test_report_lists_every_path():
+    lines = dispatch.report("cpu")
+    assert len(lines) == 2 * len(CPU_PATHS)
+    assert all(line["ok"] for line in lines)
