@@ -13,7 +13,7 @@ descriptor            (N, D)       –
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from dpa1.batch import Batch, make_batch
 from dpa1.config.model import ModelConfig
 from dpa1.errors import UserError
 from dpa1.frames import make_frame
+from dpa1.model import memory
 from dpa1.model.descriptor import Descriptor
 from dpa1.model.initial import spread_radial_steps
 from dpa1.model.networks import FittingNet
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 CHUNK_SLOTS = 60_000  # neighbour slots evaluated at once in inference: bounds memory, exact because the model is local
+
+
+Pieces = tuple[Tensor, Tensor, Tensor]  # atomic energies, slopes along the pair vectors, descriptors
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Potential(nn.Module):
         self.elements = config.elements
         self.levels = tuple(levels)
         self.info: dict[str, Any] = {}
+        self._most_slots: int | None = None  # of one block, once memory has run out
         self.descriptor = Descriptor(config, self.elements)
         self.fitting = FittingNet(
             self.descriptor.width, config.fitting, config.fitting_activation, timestep=config.fitting_timestep
@@ -153,9 +158,17 @@ class Potential(nn.Module):
 
         Without it the atoms are evaluated in chunks, so memory stays bounded for any size.
         """
-        view = self._view(batch)
         index = self.level_index(level)
-        evaluate = self._whole if create_graph else self._in_chunks
+        if create_graph:
+            return self._predict(batch, index, forces, virial, descriptor, self._whole)
+        what = f"{len(batch.numbers)} atoms with {len(batch.centre)} pairs of neighbors"
+        with memory.enough(what, "use fewer atoms at once, or a machine with more", batch.positions.device):
+            return self._predict(batch, index, forces, virial, descriptor, self._in_chunks)
+
+    def _predict(
+        self, batch: Batch, index: int, forces: bool, virial: bool, descriptor: bool, evaluate: Callable[..., Pieces]
+    ) -> dict[str, Tensor]:
+        view = self._view(batch)
         atomic, slope, rows = evaluate(view, index, forces or virial, descriptor)
         out = {"atomic_energy": atomic, "energy": atomic.new_zeros(len(batch)).index_add(0, batch.frame, atomic)}
         if forces:
@@ -220,7 +233,7 @@ class Potential(nn.Module):
             energy = torch.where(torch.tensor(kept, device=energy.device)[rows.centre_type], energy, 0.0)
         return energy, descriptor
 
-    def _whole(self, view: View, level: int, derive: bool, keep_descriptor: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _whole(self, view: View, level: int, derive: bool, keep_descriptor: bool) -> Pieces:
         """Atomic energies, their slope along every pair vector and descriptors, all differentiable."""
         vectors = view.vectors.requires_grad_(derive)
         atoms, energies, descriptors = [], [], []
@@ -236,12 +249,13 @@ class Potential(nn.Module):
             (slope,) = torch.autograd.grad(atomic.sum(), vectors, create_graph=True)
         return atomic, slope, torch.cat(descriptors)[place]
 
-    def _in_chunks(self, view: View, level: int, derive: bool, keep_descriptor: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _in_chunks(self, view: View, level: int, derive: bool, keep_descriptor: bool) -> Pieces:
         """The same without a graph, a bounded number of neighbour slots at a time."""
         atomic = view.vectors.new_zeros(len(view.types))
         slope = torch.zeros_like(view.vectors)
         kept = atomic.new_zeros(len(atomic), self.descriptor.width if keep_descriptor else 0, dtype=self.dtype)
-        for plan in plan_rows(view.centre, len(view.types), CHUNK_SLOTS):
+
+        def evaluate(plan: RowPlan) -> None:
             chosen = plan.pairs[plan.mask]
             local = torch.zeros_like(plan.pairs)
             local[plan.mask] = torch.arange(len(chosen), device=chosen.device)
@@ -254,6 +268,11 @@ class Potential(nn.Module):
             atomic[plan.atoms] = energies.detach()
             if keep_descriptor:
                 kept[plan.atoms] = descriptor.detach()
+
+        atoms, pairs = len(view.types), len(view.centre)
+        slots = memory.block_slots(self.config, self.dtype, atoms, pairs, atomic.device, CHUNK_SLOTS)
+        plans = plan_rows(view.centre, atoms, slots)
+        self._most_slots = memory.in_blocks(plans, evaluate, self._most_slots)
         return atomic, slope, kept
 
 
