@@ -11,20 +11,24 @@ ifneq ($(shell $(PY) -c 'print("runs")' 2>/dev/null),runs)
 STALE := stale
 endif
 
-.PHONY: help test demo check docs clean stale
+.PHONY: help test demo bench check docs clean stale
 
 help:
 	@echo "make test    run the tests (ARGS='-m slow' for the long ones)"
 	@echo "make demo    train, evaluate and simulate on bundled data, in a few minutes"
+	@echo "make bench   speed and memory next to DeePMD-kit, which it installs (ARGS='--quick' for two minutes)"
 	@echo "make check   style, types and layering"
 	@echo "make docs    build the documentation into site/"
-	@echo "make clean   remove .venv and caches; never your runs"
+	@echo "make clean   remove .venv, .bench and caches; never your runs"
 
 test: $(VENV)/.test-$(KEY)
 	$(PY) -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
 demo: $(VENV)/.all-$(KEY)
 	$(PY) examples/demo.py $(ARGS)
+
+bench: $(VENV)/.all-$(KEY)
+	$(PY) benchmarks/speed.py $(ARGS)
 
 check: $(VENV)/.dev-$(KEY)
 	$(PY) -m ruff check .
@@ -61,5 +65,5 @@ $(VENV)/.made: $(STALE)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist site
+	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist site
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
