@@ -81,6 +81,20 @@ def attention_layer(features: Tensor, keys: Keys, weights: AttentionWeights, opt
     return _pick("attention_layer", features.dtype, features.device, features, keys, weights, options)
 
 
+def projected_layer(
+    features: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Keys,
+    weights: AttentionWeights,
+    options: AttentionOptions,
+) -> Tensor:
+    """See ``reference.projected_layer``."""
+    arguments = (features, query, key, value, keys, weights, options)
+    return _pick("projected_layer", features.dtype, features.device, *arguments)
+
+
 def contraction(features: Tensor, rows: Tensor) -> Tensor:
     """See ``reference.contraction``."""
     return _pick("contraction", features.dtype, features.device, features, rows)

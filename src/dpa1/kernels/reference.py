@@ -26,6 +26,9 @@ class DenseLayer(NamedTuple):
     repeats: int
 
 
+Projected = tuple[Tensor, Tensor, Tensor]  # queries, keys, values
+
+
 class AttentionWeights(NamedTuple):
     """Of one layer: project_in (C, 3W) to queries, keys, values; project_out (W, C); layer norm (C,)."""
 
@@ -202,10 +205,29 @@ def attention_layer(
     attention: Callable[[Tensor, Tensor, Tensor, Keys, bool], Tensor] = gated_attention,
 ) -> Tensor:
     """G ← LayerNorm(G + W_out·(P·V)), P the gated attention weights (Eqs. 6–10). features (N, K, C) → (N, K, C)."""
+    return projected_layer(features, *project(features, weights, options), keys, weights, options, attention)
+
+
+def project(features: Tensor, weights: AttentionWeights, options: AttentionOptions) -> Projected:
+    """Queries (the temperature included), keys and values of features (N, K, C), each (N, K, W)."""
     query, key, value = functional.linear(features, weights.in_weight.t(), weights.in_bias).chunk(3, dim=-1)
     if options.normalize:
         query, key, value = unit(query), unit(key), unit(value)
-    attended = attention(query * options.temperature, key, value, keys, options.bounded)
+    return query * options.temperature, key, value
+
+
+def projected_layer(
+    features: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Keys,
+    weights: AttentionWeights,
+    options: AttentionOptions,
+    attention: Callable[[Tensor, Tensor, Tensor, Keys, bool], Tensor] = gated_attention,
+) -> Tensor:
+    """``attention_layer`` from what ``project`` returns; its input projection does not enter."""
+    attended = attention(query, key, value, keys, options.bounded)
     update = functional.linear(attended, weights.out_weight.t(), weights.out_bias)
     return layer_norm(features + update, weights.norm_scale, weights.norm_offset, options.eps)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dpa1.config.model import ModelConfig
 from dpa1.kernels import dispatch, reference
-from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
+from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys, Projected
 from dpa1.model.networks import Dense
 from dpa1.model.rows import Rows
 
@@ -41,9 +41,15 @@ class NeighborAttention(nn.Module):
         self.norm_scale = nn.Parameter(torch.ones(channels), requires_grad=config.layer_norm_trainable)
         self.norm_offset = nn.Parameter(torch.zeros(channels), requires_grad=config.layer_norm_trainable)
 
-    def forward(self, features: Tensor, keys: Keys) -> Tensor:
-        """features (n, K, C) → (n, K, C)."""
+    def forward(self, features: Tensor, keys: Keys, projected: Projected | None = None) -> Tensor:
+        """features (n, K, C) → (n, K, C). ``projected`` saves the layer computing ``project(features)``."""
+        if projected is not None:
+            return dispatch.projected_layer(features, *projected, keys, self.weights(), self.options)
         return dispatch.attention_layer(features, keys, self.weights(), self.options)
+
+    def project(self, features: Tensor) -> Projected:
+        """Queries (the temperature included), keys and values of features (n, K, C), each (n, K, W)."""
+        return reference.project(features, self.weights(), self.options)
 
     def weights(self) -> AttentionWeights:
         """Its parameters as the kernels take them."""

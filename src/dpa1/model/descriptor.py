@@ -23,10 +23,12 @@ from torch.nn import functional
 
 from dpa1.config.model import ModelConfig
 from dpa1.kernels import dispatch, reference
+from dpa1.kernels.reference import Projected
 from dpa1.model.attention import NeighborAttention, make_keys
 from dpa1.model.elements import TypeEmbedding
 from dpa1.model.networks import EmbeddingNet
 from dpa1.model.rows import Rows
+from dpa1.model.table import Tables, tabulated_features
 
 
 class Descriptor(nn.Module):
@@ -38,6 +40,7 @@ class Descriptor(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    tables: Tables | None = None  # where set, they stand for the embedding and the first layer's projections
 
     def __init__(self, config: ModelConfig, elements: Sequence[str]) -> None:
         super().__init__()
@@ -80,11 +83,16 @@ class Descriptor(nn.Module):
             # Without the mean: a neighbour at the cutoff must leave the contraction at exactly zero.
             contracted = rows.environment[..., 0] / radial_scale
         matrix = torch.cat([contracted.unsqueeze(-1), rows.environment[..., 1:] / angular_scale], dim=-1)
-        features = self._pair_features(radial, rows.neighbor_type, rows.centre_type.unsqueeze(1), rows.weight, table)
+        projected: Projected | None = None
+        if self.tables is None:
+            features = self.pair_features(radial, rows.neighbor_type, rows.centre_type.unsqueeze(1), rows.weight, table)
+        else:
+            features, projected = tabulated_features(self, self.tables, radial, rows, table)
         if self.attention:
             keys = make_keys(config, rows)
             for layer in self.attention:
-                features = layer(features, keys)
+                features = layer(features, keys, projected)
+                projected = None
         product = dispatch.contraction(features, matrix)
         if config.convention == "deepmd":
             if config.subtract_mean:
@@ -99,30 +107,39 @@ class Descriptor(nn.Module):
             descriptor = torch.cat([descriptor, table[rows.centre_type]], dim=-1)
         return descriptor
 
-    def _pair_features(
+    def pair_features(
         self, radial: Tensor, neighbor_type: Tensor, centre_type: Tensor, weight: Tensor, table: Tensor
     ) -> Tensor:
         """(n, K) radial inputs and element indices → (n, K, C)."""
-        config = self.config
-        if config.one_sided:
-            pair, types = neighbor_type, table
-        else:
-            n = len(table)
-            pair = neighbor_type + n * centre_type
-            types = torch.cat([table.repeat(n, 1), table.repeat_interleave(n, 0)], dim=-1)
         if self.type_net is None:
+            pair, types = self._type_pairs(neighbor_type, centre_type, table)
             return self.embedding.pairs(radial, pair, types)
+        return self.with_types(self.embedding.pairs(radial, None, None), neighbor_type, centre_type, weight, table)
+
+    def with_types(
+        self, distance: Tensor, neighbor_type: Tensor, centre_type: Tensor, weight: Tensor, table: Tensor
+    ) -> Tensor:
+        """``type_input: strip``: what the embedding made of the distance (n, K, C), times one plus the types' factor."""
+        assert self.type_net is not None
+        pair, types = self._type_pairs(neighbor_type, centre_type, table)
         # The type factor takes few distinct values: compute each once and look it up.
         factor = self.type_net(types)[pair]
-        if config.convention == "smooth" or config.smooth_attention:
+        if self.config.convention == "smooth" or self.config.smooth_attention:
             factor = factor * weight.unsqueeze(-1)
-        distance = self.embedding.pairs(radial, None, None)
         return distance * factor + distance
+
+    def _type_pairs(self, neighbor_type: Tensor, centre_type: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, K) row of each pair in the inputs (T, c) of all that can be told apart."""
+        if self.config.one_sided:
+            return neighbor_type, table
+        n = len(table)
+        types = torch.cat([table.repeat(n, 1), table.repeat_interleave(n, 0)], dim=-1)
+        return neighbor_type + n * centre_type, types
 
     def _empty_slots(self, rows: Rows, radial: Tensor, table: Tensor) -> Tensor:
         """What DeePMD-kit's unfilled slots add to the contraction when the mean is subtracted. (n, C, 4)."""
         neighbor_type = rows.first_type.unsqueeze(1).expand(radial.shape)
-        features = self._pair_features(
+        features = self.pair_features(
             radial, neighbor_type, rows.centre_type.unsqueeze(1), torch.zeros_like(radial), table
         )
         for layer in self.attention:

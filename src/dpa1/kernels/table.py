@@ -1,0 +1,134 @@
+"""Quintic B-splines on equally spaced knots: functions of one variable from tables, differentiable to any order.
+
+S(x) = Σ_m B_m(x − ⌊x⌋)·T[row + m], m = 0…5, with x counted in knots and ⌊x⌋ already part of ``row``. The six weights are
+polynomials of degree 5 (de Boor, A Practical Guide to Splines, ch. IX), so S has four continuous derivatives. Each
+evaluation is one weighted sum of six neighbouring rows: ``embedding_bag``, which is vectorised on CPU and on GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+DEGREE = 5
+ORDER = DEGREE + 1
+CHUNK_ELEMENTS = 131_072  # of one block of values: stays in the processor's cache
+
+
+def lookup(place: Tensor, row: Tensor, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """S(place) of several tables that share their knots.
+
+    place (...,): fraction of the interval, 0…1; row (...,) int64: first of its six rows; tables: each (R, C_t).
+    Returns one (..., C_t) per table. Differentiable in ``place``, to any order; the tables are constants.
+    """
+    shape = place.shape
+    values = _Values.apply(0, place.reshape(-1), row.reshape(-1), *tables)
+    return tuple(value.view(*shape, -1) for value in values)
+
+
+@cache
+def _polynomials() -> np.ndarray:
+    """(6, 6, 6): [d, k, m] coefficient of t^k in the d-th derivative of the weight m, with t = fraction − 1/2."""
+    from scipy.interpolate import BSpline
+
+    knots = np.arange(-DEGREE, ORDER + 1, dtype=np.float64)
+    t = np.linspace(-0.5, 0.5, ORDER)
+    values = BSpline(knots, np.eye(ORDER), DEGREE)(t + 0.5)
+    first = np.linalg.solve(np.vander(t, increasing=True), values)
+    out = [first]
+    for _ in range(DEGREE):
+        out.append(np.concatenate([out[-1][1:] * np.arange(1, ORDER)[:, None], np.zeros((1, ORDER))]))
+    return np.stack(out)
+
+
+def _weights(derivative: int, place: Tensor) -> Tensor:
+    """(P, 6) derivatives of the six weights at ``place`` (P,)."""
+    if derivative > DEGREE:
+        return place.new_zeros(len(place), ORDER)
+    coefficients = torch.from_numpy(_polynomials()[derivative]).to(place)
+    t = place - 0.5
+    powers = [torch.ones_like(t), t]
+    while len(powers) < ORDER - derivative:
+        powers.append(powers[-1] * t)
+    powers = powers[: ORDER - derivative]
+    return torch.stack(powers, -1) @ coefficients[: ORDER - derivative]
+
+
+def _rows(row: Tensor) -> Tensor:
+    """(P, 6) rows of each place."""
+    return row.unsqueeze(-1) + torch.arange(ORDER, device=row.device)
+
+
+def _bag(rows: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+    return functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+
+
+def _chunks(places: int, width: int) -> Iterator[slice]:
+    size = max(64, CHUNK_ELEMENTS // max(width, 1))
+    for start in range(0, places, size):
+        yield slice(start, start + size)
+
+
+class _Values(torch.autograd.Function):
+    """The d-th derivative of S at every place."""
+
+    @staticmethod
+    def forward(ctx: Any, derivative: int, place: Tensor, row: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+        ctx.derivative, ctx.tables = derivative, tables
+        ctx.save_for_backward(place, row)
+        rows, weights = _rows(row), _weights(derivative, place)
+        out = tuple(place.new_empty(len(place), table.shape[1]) for table in tables)
+        for value, table in zip(out, tables, strict=True):
+            for c in _chunks(len(place), table.shape[1]):
+                value[c] = _bag(rows[c], table, weights[c])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        place, row = ctx.saved_tensors
+        slope = _Slope.apply(ctx.derivative + 1, len(grads), place, row, *grads, *ctx.tables)
+        return (None, slope, None, *(None for _ in ctx.tables))
+
+
+class _Slope(torch.autograd.Function):
+    """Σ over tables and channels of a cotangent times the d-th derivative of S: (P,)."""
+
+    @staticmethod
+    def forward(ctx: Any, derivative: int, count: int, place: Tensor, row: Tensor, *rest: Tensor) -> Tensor:
+        grads, tables = rest[:count], rest[count:]
+        ctx.derivative, ctx.tables = derivative, tables
+        ctx.save_for_backward(place, row, *grads)
+        rows, weights = _rows(row), _weights(derivative, place)
+        out = torch.zeros_like(place)
+        for grad, table in zip(grads, tables, strict=True):
+            for c in _chunks(len(place), table.shape[1]):
+                out[c] += torch.linalg.vecdot(_bag(rows[c], table, weights[c]), grad[c])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *along: Tensor) -> tuple[Tensor | None, ...]:
+        place, row, *grads = ctx.saved_tensors
+        column = along[0].unsqueeze(-1)
+        values = _Values.apply(ctx.derivative, place, row, *ctx.tables)
+        slope = along[0] * _Slope.apply(ctx.derivative + 1, len(grads), place, row, *grads, *ctx.tables)
+        return (None, None, slope, None, *(column * value for value in values), *(None for _ in ctx.tables))
+
+
+def coefficients(nodes: np.ndarray) -> np.ndarray:
+    """B-spline coefficients (n, C) of values (n, C) at equally spaced nodes, which they interpolate.
+
+    S at node i is Σ_m B_m(0)·T[i − 2 + m]: an interval [i, i + 1] uses the rows i − 2 … i + 3. Within ``MARGIN`` nodes of
+    the ends the spline is that of scipy's not-a-knot condition and not for use.
+    """
+    from scipy.interpolate import make_interp_spline
+
+    return np.ascontiguousarray(make_interp_spline(np.arange(len(nodes), dtype=np.float64), nodes, DEGREE).c)
+
+
+MARGIN = 12  # nodes at each end of which the rows serve as support only: end conditions have died away there

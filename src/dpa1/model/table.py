@@ -1,0 +1,200 @@
+"""Tables of everything in the model that depends on one distance and two elements only (docs/model.md, Tables).
+
+Without attention that is the embedding G; with it also the first layer's queries, keys and values. The variable is the
+normalised radial input s, in which these functions are analytic: a table in s is as smooth at the switch and at the
+cutoff as the model itself. Pairs closer than ``R_MIN`` are evaluated by the networks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dpa1.kernels import table as kernel
+
+if TYPE_CHECKING:
+    from dpa1.model.descriptor import Descriptor
+    from dpa1.model.potential import Potential
+    from dpa1.model.rows import Rows
+
+log = logging.getLogger("dpa1")
+R_MIN = 0.5  # Å; below, the networks run
+EDGE = 1  # knots kept beyond either end of the range, so that rounding never leaves it
+MAX_BYTES = 1 << 30  # of one set of tables; beyond, tables of elements not at hand are given up
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """What building tables for some elements cost and how far the result is from the networks.
+
+    Attributes
+    ----------
+    elements: whose pairs the tables now cover; ``pairs`` of them, ``rows`` rows, ``megabytes`` MB.
+    spacing: distance of knots, in units of the normalised radial input.
+    value_error: largest error of any tabulated number between the knots.
+    force_error: eV/Å; largest error of a force on the sample structures, tables and networks in float64.
+    rounding: eV/Å; the same in the model's own precision, against the networks in float64 (float32 models only).
+    exact_rounding: eV/Å; what that precision costs without tables.
+    seconds: of building and measuring.
+    """
+
+    elements: tuple[str, ...]
+    pairs: int
+    rows: int
+    megabytes: float
+    spacing: float
+    value_error: float
+    force_error: float
+    rounding: float | None
+    exact_rounding: float | None
+    seconds: float
+
+    def __str__(self) -> str:
+        single = ""
+        if self.rounding is not None:
+            single = f"; in float32 {self.rounding:.1e}, of the networks {self.exact_rounding:.1e}"
+        return (
+            f"tables for {' '.join(self.elements)}: {self.rows} rows, {self.megabytes:.1f} MB, force error "
+            f"{self.force_error:.1e} eV/Å{single}, built in {self.seconds:.2f} s"
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where each ordered element pair (centre·E + neighbour) lies: x = s·inverse + origin, cells of it, its first row."""
+
+    inverse: Tensor
+    origin: Tensor
+    cells: Tensor
+    row: Tensor
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Grid:
+        return Grid(
+            self.inverse.to(device, dtype),
+            self.origin.to(device, dtype),
+            self.cells.to(device, dtype),
+            self.row.to(device),
+        )
+
+
+class Tables:
+    """The tables of one potential, built when elements are first seen. They hold constants: weights must not change.
+
+    Parameters
+    ----------
+    max_force_error: eV/Å; bound on the error of forces, in float64, on which the spacing of the knots depends.
+    """
+
+    def __init__(self, max_force_error: float, reports: list[TableReport] | None = None) -> None:
+        self.max_force_error = max_force_error
+        self.reports: list[TableReport] = [] if reports is None else reports
+        self.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tables:
+        # A copy of a potential is there to be changed (precision, device): its tables are built anew when needed.
+        return Tables(self.max_force_error, self.reports)
+
+    def clear(self) -> None:
+        """Forget all tables; the next use builds what it needs."""
+        self.elements: frozenset[int] = frozenset()
+        self.grid: Grid | None = None
+        self.values: tuple[Tensor, ...] = ()
+        self._known: Tensor | None = None
+
+    def install(self, grid: Grid, values: tuple[Tensor, ...], elements: frozenset[int], count: int) -> None:
+        """Take finished tables for ``elements`` of the ``count`` there are."""
+        self.grid, self.values, self.elements = grid, values, elements
+        self._known = torch.zeros(count, dtype=torch.bool, device=values[0].device)
+        self._known[list(elements)] = True
+
+    def ready(self, types: Tensor, dtype: torch.dtype) -> bool:
+        """Whether all element indices (N,) are covered, in this precision and on their device."""
+        known = self._known
+        if known is None or known.device != types.device or self.values[0].dtype != dtype:
+            return False
+        return bool(known[types].all())
+
+    def prepare(self, potential: Potential, types: Tensor) -> None:
+        """Build what is missing for the element indices (N,) of a batch.
+
+        Raises
+        ------
+        RunError
+            when the bound cannot be met.
+        """
+        if self.ready(types, potential.dtype):
+            return
+        from dpa1.model.table_build import build
+
+        wanted = frozenset(types.unique().tolist())
+        same = bool(self.values) and self.values[0].dtype == potential.dtype and self.values[0].device == types.device
+        built = build(potential, wanted | self.elements if same else wanted, self.max_force_error, MAX_BYTES, wanted)
+        self.install(
+            built.grid.to(potential.dtype, types.device),
+            tuple(value.to(types.device, potential.dtype) for value in built.values),
+            built.elements,
+            len(potential.elements),
+        )
+        self.reports.append(built.report)
+        log.info("%s", built.report)
+
+    def lookup(self, radial: Tensor, pair: Tensor, exact: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """All tabulated quantities: radial, pair (n, K) → each (n, K, C).
+
+        ``exact`` evaluates the networks for the slots of a mask (n, K): those out of the tables' range.
+        """
+        assert self.grid is not None
+        x = radial * self.grid.inverse[pair] + self.grid.origin[pair]
+        with torch.no_grad():
+            cells = self.grid.cells[pair]
+            outside = (x < 0) | (x >= cells)
+            cell = torch.minimum(x.floor().clamp_(min=0), cells - 1)
+            row = self.grid.row[pair] + cell.long()
+            far = bool(outside.any())
+        place = x - cell
+        if far:
+            place = place.masked_fill(outside, 0.5)
+        values = kernel.lookup(place, row, self.values)
+        if far:
+            values = tuple(
+                value.masked_scatter(outside.unsqueeze(-1), true)
+                for value, true in zip(values, exact(outside), strict=True)
+            )
+        return values
+
+
+def tabulated_features(
+    descriptor: Descriptor, tables: Tables, radial: Tensor, rows: Rows, types: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """Pair features (n, K, C) and, where they are tabulated, the first layer's queries, keys and values (n, K, W)."""
+    pair = rows.neighbor_type + len(types) * rows.centre_type.unsqueeze(1)
+
+    def exact(slots: Tensor) -> tuple[Tensor, ...]:
+        centre = rows.centre_type.unsqueeze(1).expand(slots.shape)[slots]
+        near = rows.neighbor_type[slots].unsqueeze(0)
+        found = columns(descriptor, radial[slots].unsqueeze(0), near, centre.unsqueeze(0), types)
+        return tuple(value.squeeze(0) for value in found)
+
+    found = tables.lookup(radial, pair, exact)
+    if descriptor.type_net is not None:
+        return descriptor.with_types(
+            found[0], rows.neighbor_type, rows.centre_type.unsqueeze(1), rows.weight, types
+        ), None
+    return found[0], (found[1], found[2], found[3]) if len(found) == 4 else None
+
+
+def columns(
+    descriptor: Descriptor, radial: Tensor, neighbor_type: Tensor, centre_type: Tensor, types: Tensor
+) -> tuple[Tensor, ...]:
+    """What is tabulated, from the networks: (n, K) inputs → each (n, K, C)."""
+    if descriptor.type_net is not None:
+        return (descriptor.embedding.pairs(radial, None, None),)
+    values = descriptor.pair_features(radial, neighbor_type, centre_type, torch.zeros_like(radial), types)
+    if not descriptor.attention:
+        return (values,)
+    return (values, *descriptor.attention[0].project(values))  # type: ignore[operator]

@@ -1,0 +1,216 @@
+"""Building tables: knots as dense as the bound on forces asks for, measured against the networks in float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers, covalent_radii
+from torch import Tensor
+
+from dpa1.batch import make_batch
+from dpa1.errors import RunError
+from dpa1.frames import Frame, make_frame
+from dpa1.kernels import reference
+from dpa1.kernels import table as kernel
+from dpa1.model.table import EDGE, R_MIN, Grid, TableReport, Tables, columns
+
+if TYPE_CHECKING:
+    from dpa1.model.potential import Potential
+
+FIRST_SPACING = 0.2  # of the normalised radial input, whose root mean square is about 1
+SAFETY = 4.0  # the bound divided by the largest error allowed on the sample structures
+MAX_CELLS = 20_000  # of one pair; functions that still need more are not smooth
+BETWEEN = (0.25, 0.5, 0.8)  # fractions of a cell at which values are compared
+SAMPLES = 3  # structures on which forces are compared
+
+
+@dataclass(frozen=True)
+class Built:
+    """Finished tables in float64 and what is known of them."""
+
+    elements: frozenset[int]
+    grid: Grid
+    values: tuple[Tensor, ...]
+    report: TableReport
+
+
+def build(
+    potential: Potential, elements: frozenset[int], max_force_error: float, max_bytes: int, needed: frozenset[int]
+) -> Built:
+    """Tables for all ordered pairs of ``elements`` (indices); only those of ``needed`` where all would take too much.
+
+    Raises
+    ------
+    RunError
+        when the error of forces cannot be brought below ``max_force_error`` eV/Å.
+    """
+    begun = time.perf_counter()
+    exact = _in_double(potential)
+    frames = sample_structures(potential, sorted(needed))
+    batch = make_batch(frames, potential.cutoff)
+    level = potential.levels[0]
+    forces = exact.predict(batch, virial=False, level=level)["forces"]
+    tabulated = copy.deepcopy(exact)
+    tables = Tables(max_force_error)
+    spacing, error = FIRST_SPACING, math.inf
+    while True:
+        made = _solve(exact, sorted(elements), spacing)
+        if made is None:
+            raise RunError(
+                f"tables cannot reproduce this model to {max_force_error:g} eV/Å (they reach {error:.1e}): its functions of "
+                "the distance are not smooth enough; use it without tables, or allow a larger error"
+            )
+        grid, values = made
+        size = sum(value.numel() for value in values) * potential.dtype.itemsize
+        if size > max_bytes and elements != needed:
+            elements = needed
+            continue
+        tables.install(grid, values, elements, len(potential.elements))
+        tabulated.descriptor.tables = tables
+        found = tabulated.predict(batch, virial=False, level=level)["forces"]
+        error = float((found - forces).abs().max())
+        if error <= max_force_error / SAFETY:
+            break
+        # Forces are slopes of a piecewise polynomial of degree 5: their error falls with the fifth power.
+        wanted = (0.5 * max_force_error / SAFETY / error) ** (1.0 / kernel.DEGREE) if math.isfinite(error) else 0.5
+        spacing *= min(max(wanted, 0.25), 0.85)
+    rounding = exact_rounding = None
+    if potential.dtype != torch.float64:
+        single = copy.deepcopy(potential).cpu()
+        single.descriptor.tables = None
+        exact_rounding = float((single.predict(batch, virial=False, level=level)["forces"] - forces).abs().max())
+        short = Tables(max_force_error)
+        short.install(
+            grid.to(potential.dtype, torch.device("cpu")), tuple(v.to(potential.dtype) for v in values), elements,
+            len(potential.elements),
+        )  # fmt: skip
+        single.descriptor.tables = short
+        rounding = float((single.predict(batch, virial=False, level=level)["forces"] - forces).abs().max())
+    report = TableReport(
+        elements=tuple(potential.elements[k] for k in sorted(elements)),
+        pairs=len(elements) ** 2,
+        rows=len(values[0]),
+        megabytes=size / 2**20,
+        spacing=spacing,
+        value_error=_value_error(exact, sorted(elements), grid, values),
+        force_error=error,
+        rounding=rounding,
+        exact_rounding=exact_rounding,
+        seconds=time.perf_counter() - begun,
+    )
+    return Built(elements, grid, values, report)
+
+
+def _in_double(potential: Potential) -> Potential:
+    exact = copy.deepcopy(potential).cpu()
+    exact.descriptor.tables = None
+    exact.set_precision("float64")
+    return exact
+
+
+def _solve(exact: Potential, elements: Sequence[int], spacing: float) -> tuple[Grid, tuple[Tensor, ...]] | None:
+    """Grid and coefficients; None when a pair would need more than ``MAX_CELLS`` cells."""
+    descriptor, config = exact.descriptor, exact.config
+    count = len(exact.elements)
+    inverse = torch.full((count * count,), 1.0 / spacing, dtype=torch.float64)
+    origin, cells = torch.zeros_like(inverse), torch.ones_like(inverse)
+    row = torch.zeros(count * count, dtype=torch.int64)
+    distance = torch.tensor(min(R_MIN, 0.25 * config.cutoff), dtype=torch.float64)
+    nearest = reference.switch(distance, config.switch_start, config.cutoff) / (
+        distance + config.environment_protection
+    )
+    pieces: list[list[Tensor]] = []
+    first = 0
+    neighbors = torch.tensor(elements)
+    for centre in elements:
+        mean, scale = descriptor.mean[centre].reshape(-1), descriptor.scale[centre].reshape(-1, 2)[:, 0]
+        ends = torch.stack([-mean / scale, (nearest - mean) / scale])
+        low, high = float(ends.min()), float(ends.max())
+        number = math.ceil((high - low) / spacing) + 2 * EDGE
+        if number > MAX_CELLS:
+            return None
+        nodes = low + spacing * (
+            torch.arange(number + 1 + 2 * kernel.MARGIN, dtype=torch.float64) - kernel.MARGIN - EDGE
+        )
+        values = _columns(exact, nodes, centre, neighbors)
+        kept = slice(kernel.MARGIN - 2, kernel.MARGIN + number + 3)
+        solved = [
+            torch.from_numpy(kernel.coefficients(v.flatten(1).numpy())[kept]).view(-1, *v.shape[1:]) for v in values
+        ]
+        for k, neighbor in enumerate(elements):
+            pair = centre * count + neighbor
+            origin[pair], cells[pair], row[pair] = EDGE - low / spacing, number, first
+            first += len(solved[0])
+            pieces.append([s[:, k] for s in solved])
+    columns_of = zip(*pieces, strict=True)
+    return Grid(inverse, origin, cells, row), tuple(torch.cat(column) for column in columns_of)
+
+
+def _columns(exact: Potential, radial: Tensor, centre: int, neighbors: Tensor) -> tuple[Tensor, ...]:
+    """The networks at radial inputs (n,) for every neighbour element (K,): each (n, K, C)."""
+    descriptor = exact.descriptor
+    shape = (len(radial), len(neighbors))
+    with torch.no_grad():
+        return columns(
+            descriptor, radial.unsqueeze(1).expand(shape), neighbors.expand(shape), torch.tensor([[centre]]),
+            descriptor.type_embedding(),
+        )  # fmt: skip
+
+
+def _value_error(exact: Potential, elements: Sequence[int], grid: Grid, values: tuple[Tensor, ...]) -> float:
+    """Largest error between the knots, over all pairs, quantities and channels."""
+    worst, count = 0.0, len(exact.elements)
+    neighbors = torch.tensor(elements)
+    for centre in elements:
+        pairs = centre * count + neighbors
+        cell = torch.arange(EDGE, int(grid.cells[pairs[0]]) - EDGE).repeat_interleave(len(BETWEEN))
+        place = torch.tensor(BETWEEN, dtype=torch.float64).repeat(len(cell) // len(BETWEEN))
+        radial = (cell + place - grid.origin[pairs[0]]) / grid.inverse[pairs[0]]
+        rows = cell.unsqueeze(1) + grid.row[pairs]
+        found = kernel.lookup(place.unsqueeze(1).expand(rows.shape), rows, values)
+        for value, true in zip(found, _columns(exact, radial, centre, neighbors), strict=True):
+            worst = max(worst, float((value - true).abs().max()))
+    return worst
+
+
+def sample_structures(potential: Potential, elements: Sequence[int]) -> list[Frame]:
+    """Periodic random structures of these elements (indices) with contacts from bonded to far, for measuring errors."""
+    rng = np.random.default_rng(0)
+    symbols = [potential.elements[k] for k in elements]
+    numbers = np.array([atomic_numbers[s] for s in symbols])
+    atoms = min(max(16, 2 * len(numbers)), 96)
+    neighbors = potential.config.mean_neighbors or 0.5 * float(potential.config.sel or 0)
+    sphere = 4.0 / 3.0 * math.pi * potential.cutoff**3
+    edge = (atoms / min(max(neighbors / sphere, 0.01), 0.1)) ** (1.0 / 3.0)
+    frames = []
+    for index in range(SAMPLES):
+        kinds = rng.permutation(
+            np.resize(numbers, atoms) if atoms >= len(numbers) else rng.choice(numbers, atoms, False)
+        )
+        cell = np.eye(3) * edge + rng.uniform(-0.08, 0.08, (3, 3)) * edge
+        frames.append(make_frame(kinds, _place(kinds, cell, rng), cell, True, source="sample", index=index))
+    return frames
+
+
+def _place(kinds: np.ndarray, cell: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random positions without contacts shorter than about a bond."""
+    images = np.array(np.meshgrid(*[[-1, 0, 1]] * 3)).reshape(3, -1).T @ cell
+    radii = covalent_radii[kinds]
+    placed: list[np.ndarray] = []
+    for index in range(len(kinds)):
+        allowed = 0.9
+        while True:
+            trial = rng.uniform(0, 1, 3) @ cell
+            gaps = [np.linalg.norm(trial - p + images, axis=1).min() for p in placed]
+            if all(gap > allowed * (radii[index] + radii[k]) for k, gap in enumerate(gaps)):
+                break
+            allowed *= 0.98
+        placed.append(trial)
+    return np.array(placed)
