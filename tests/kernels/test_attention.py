@@ -1,90 +1,91 @@
-"""The fused attention equals its reference: values, first and second derivatives; and says so when it does not."""
+"""The fast attention layer equals its reference: values, first and second derivatives, in every convention."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpa1.kernels import attention, reference
-from dpa1.kernels.reference import Keys
+from dpa1.kernels import attention, proof, reference
+from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
+
+KINDS = st.sampled_from(["smooth", "scaled", "plain"])
 
 
-class _Keys(Keys):
-    """Keys whose gate is an input of its own."""
-
-    gate = None
-
-    def __init__(self, weight, gate, null):
-        super().__init__(weight, weight, None, None, null)
-        object.__setattr__(self, "gate", gate)
-
-
-def fast_attention(query, key, value, weight, gate, null):
-    return attention.run(query, key, value, _Keys(weight, gate, null), True)
-
-
-def reference_attention(query, key, value, weight, gate, null):
-    return reference.gated_attention(query, key, value, _Keys(weight, gate, null), True)
-
-
-def derivatives(operation, inputs, cotangent, along, null):
-    """y, its first derivatives along ``cotangent`` and the second ones along ``along``."""
-    x = [tensor.clone().requires_grad_() for tensor in inputs]
-    y_bar = cotangent.clone().requires_grad_()
-    y = operation(*x, null)
-    first = torch.autograd.grad(y, x, y_bar, create_graph=True)
-    phi = sum((a * b).sum() for a, b in zip(along, first, strict=True))
-    return [y.detach(), *(f.detach() for f in first), *torch.autograd.grad(phi, [y_bar, *x])]
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 9), st.integers(1, 7), st.sampled_from([1, 60, 10**6]))
-def test_equals_reference(seed, atoms, slots, width, chunk):
+def layer(seed, atoms, slots, channels, width, kind, gate=True, temperature=0.3, dtype=torch.float64):
+    """A random layer on random rows; padded slots have weight zero."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    shapes = [(atoms, slots, width)] * 3 + [(atoms, slots), (atoms, slots, slots)]
-    inputs = [draw(*shape) for shape in shapes]
-    # Weights are never negative, and padded slots have weight and gate zero.
-    inputs[3] = inputs[3].abs() * (draw(atoms, slots) > -0.5)
-    inputs[4] = inputs[4] * (inputs[3] > 0).unsqueeze(-2)
-    along = [draw(*shape) for shape in shapes]
-    arguments = (inputs, draw(atoms, slots, width), along, torch.ones(atoms, dtype=torch.float64))
-    before, attention.CHUNK_ELEMENTS = attention.CHUNK_ELEMENTS, chunk
-    try:
-        fast = derivatives(fast_attention, *arguments)
-    finally:
-        attention.CHUNK_ELEMENTS = before
-    for a, b in zip(fast, derivatives(reference_attention, *arguments), strict=True):
+    weight = draw(atoms, slots).abs() * (draw(atoms, slots) > -0.5)
+    shapes = [(channels, 3 * width), (3 * width,), (width, channels), (channels,), (channels,), (channels,)]
+    direction = torch.nn.functional.normalize(draw(atoms, slots, 3), dim=-1)
+    inputs = [draw(atoms, slots, channels), weight, direction, *(draw(*shape) for shape in shapes)]
+
+    def call(run, x):
+        keys = proof.make_keys(kind, x[1], x[2] if gate else None)
+        return run(x[0], keys, AttentionWeights(*x[3:]), AttentionOptions(True, temperature, 1e-5))
+
+    return proof.Sample(inputs, 3, call)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 9), st.integers(2, 7), st.integers(1, 6), KINDS,
+    st.booleans(), st.sampled_from([0.1, 1.0, 5.0]),
+)  # fmt: skip
+def test_equals_reference(seed, atoms, slots, channels, width, kind, gate, temperature):
+    sample = layer(seed, atoms, slots, channels, width, kind, gate, temperature)
+    fast = proof.derivatives(attention.run, sample, sample.inputs)
+    plain = proof.derivatives(reference.attention_layer, sample, sample.inputs)
+    assert any(float(b.abs().max()) > 0.1 for b in plain)
+    for a, b in zip(fast, plain, strict=True):
         assert float((a - b).abs().max()) <= 1e-10 * max(1.0, float(b.abs().max()))
 
 
-def test_gradcheck():
-    generator = torch.Generator().manual_seed(1)
-    shapes = [(2, 3, 2)] * 3 + [(2, 3), (2, 3, 3)]
-    inputs = [torch.rand(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
-    null = torch.ones(2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda *x: fast_attention(*x, null), inputs)
-    assert torch.autograd.gradgradcheck(lambda *x: fast_attention(*x, null), inputs)
+@pytest.mark.parametrize("kind", ["smooth", "scaled", "plain"])
+def test_gradgradcheck(kind):
+    """Against finite differences, weights included: first derivatives of first derivatives by everything."""
+    sample = layer(1, 2, 3, 3, 2, kind)
+    inputs = [x.clone().requires_grad_(k != 1) for k, x in enumerate(sample.inputs)]
+    inputs[1] = inputs[1].detach() + 0.5 * (inputs[1] > 0)  # away from the edge where a slot empties
+    assert torch.autograd.gradcheck(lambda *x: sample.call(attention.run, x), inputs)
+    assert torch.autograd.gradgradcheck(lambda *x: sample.call(attention.run, x), inputs)
+
+
+def test_second_derivatives_by_position_alone():
+    """As for phonons: the weights are frozen."""
+    sample = layer(2, 2, 4, 5, 3, "smooth")
+
+    def energy(run, x, weight, direction):
+        return sample.call(run, [x, weight, direction, *sample.inputs[3:]]).square().sum()
+
+    hessians = [
+        torch.autograd.functional.hessian(lambda *x, run=run: energy(run, *x), tuple(sample.inputs[:3]))
+        for run in (attention.run, reference.attention_layer)
+    ]
+    for fast, plain in zip(*hessians, strict=True):
+        for a, b in zip(fast, plain, strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-9)
 
 
 def test_float32_error_is_that_of_the_reference():
-    """Both are compared with float64; the fused one may be at most twice as far off (plus one rounding)."""
-    generator = torch.Generator().manual_seed(2)
-    shapes = [(4, 60, 32)] * 3 + [(4, 60), (4, 60, 60)]
-    inputs = [torch.rand(s, generator=generator, dtype=torch.float64) for s in shapes]
-    inputs[0], inputs[1] = inputs[0] / 6, inputs[1] / 6
-    along = [torch.rand(s, generator=generator, dtype=torch.float64) for s in shapes]
-    cotangent, null = torch.rand(shapes[0], generator=generator, dtype=torch.float64), torch.ones(4)
-    exact = derivatives(reference_attention, inputs, cotangent, along, null.double())
-    single = [[t.float() for t in inputs], cotangent.float(), [t.float() for t in along], null]
-    fast = derivatives(fast_attention, *single)
-    plain = derivatives(reference_attention, *single)
+    """Both are compared with float64; the fast one may be at most twice as far off (plus one rounding)."""
+    rounded = layer(2, 4, 60, 20, 32, "smooth", temperature=0.2, dtype=torch.float32)
+    exact = proof.derivatives(reference.attention_layer, rounded, [x.double() for x in rounded.inputs])
+    fast = proof.derivatives(attention.run, rounded, rounded.inputs)
+    plain = proof.derivatives(reference.attention_layer, rounded, rounded.inputs)
     for e, f, p in zip(exact, fast, plain, strict=True):
         scale = float(e.abs().max())
         assert float((f - e).abs().max()) <= 2 * float((p - e).abs().max()) + 1e-6 * scale
+
+
+def test_without_unit_length_the_reference_runs():
+    options = AttentionOptions(False, 0.1, 1e-5)
+    sample = layer(3, 1, 2, 3, 2, "smooth")
+    keys = Keys(sample.inputs[1], sample.inputs[1], None, None, torch.ones(1))
+    assert not attention.supports(sample.inputs[0], keys, AttentionWeights(*sample.inputs[3:]), options)
 
 
 @pytest.mark.parametrize("null", [0.0, 1.0])

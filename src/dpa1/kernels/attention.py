@@ -1,44 +1,65 @@
-"""Gated attention with hand-derived first and second derivatives, a few atoms at a time.
+"""A whole attention layer with hand-derived first and second derivatives, for bounded scores.
 
-Fast sibling of ``reference.gated_attention`` for bounded scores. Autograd would keep some forty (N, K, K) temporaries
-per layer for a training step; here nothing of that size outlives a chunk, which fits the processor's cache.
+Fast sibling of ``reference.attention_layer``. Autograd's chain would write some hundred temporaries per layer for a
+training step, each through memory, and form products twice that one pass can share. Forward, with p = x·W + b:
 
-Notation: E = exp(q kᵀ), D = n₀ + E w, U = (E∘Γ) v, y = U/D. With ȳ the cotangent of y:
+    u = p·ρ, ρ = 1/‖p‖   S = τ u_q u_kᵀ   e = exp(S)   D = n₀ + e w   y = (e∘Γ) u_v / D   z = x + y·W_o + b_o   o = LN(z)
 
-    Ū = ȳ/D      D̄ = −(ȳ·y)/D      T = Ū vᵀ      X = Γ∘T + D̄ wᵀ
-    q̄ = (E∘X) k      k̄ = (E∘X)ᵀ q      v̄ = (E∘Γ)ᵀ Ū      w̄ = Eᵀ D̄      Γ̄ = E∘T
+DeePMD-kit's smooth attention has e = exp(f∘(S − A₀) + A₀) with a pair factor f. A bar is the cotangent of what it is above:
 
-The second derivative differentiates Φ = ⟨a, (q̄, k̄, v̄, w̄, Γ̄)⟩ = ȳ·ẏ, where ẏ is the forward derivative along a.
+    ū = ȳ/D   D̄ = −ū·y   T = ū u_vᵀ   ē = Γ∘T + D̄ wᵀ   S̄ = f∘e∘ē   Γ̄ = e∘T   w̄ = eᵀD̄   p̄ = ρ(Ū − u(u·Ū))
+
+The second derivative differentiates Φ = ⟨a, x̄⟩ + …, a the cotangent of x̄. Through every intermediate it needs the
+derivative of Φ at fixed other intermediates; the way from there back to x and the weights is that of the first
+derivative. So the intermediates are outputs of the forward function: autograd carries their cotangents to its
+backward, where one pass serves the loss's dependence on o and on the forces together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dpa1.kernels.reference import Keys
+from dpa1.kernels import reference
+from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
+from dpa1.kernels.wanted import geometry_wanted, parameters_wanted
 
-CHUNK_ELEMENTS = 131_072  # of one (n, K, K) temporary: 0.5 MB in float32
-
-
-def supports(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> bool:
-    """Scores that are neither scaled nor unbounded."""
-    return bounded and not keys.scaled and keys.null_score == 0.0
+_layer_norm_backward = torch.ops.aten.native_layer_norm_backward
 
 
-def run(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> Tensor:
-    """``reference.gated_attention``, twice differentiable in all but ``keys.null_count``."""
-    return _Forward.apply(query, key, value, keys.weight, keys.gate, keys.null_count)
+def supports(features: Tensor, keys: Keys, weights: AttentionWeights, options: AttentionOptions) -> bool:
+    """Unit queries and keys, and a temperature at which no exponential overflows."""
+    return options.bounded
 
 
-def _chunks(like: Tensor) -> Iterator[slice]:
-    atoms, slots = like.shape[:2]
-    size = max(1, CHUNK_ELEMENTS // max(slots * slots, 1))
-    for start in range(0, atoms, size):
-        yield slice(start, start + size)
+def run(features: Tensor, keys: Keys, weights: AttentionWeights, options: AttentionOptions) -> Tensor:
+    """``reference.attention_layer``, twice differentiable in all but ``keys.null_count``."""
+    factor = keys.pair_factor if keys.scaled else None
+    null = _Null(keys.null_count, keys.null_score)
+    return _Forward.apply(options, null, features, keys.weight, keys.gate, factor, *weights)[0]
+
+
+class _Null(NamedTuple):
+    number: Tensor
+    score: float
+
+
+class _Inner(NamedTuple):
+    """Intermediates of the forward pass; also their cotangents (``z`` instead of ``mean`` and ``rstd`` of the norm)."""
+
+    z: Any
+    y: Any
+    d: Any
+    e: Any
+    s: Any  # S − A₀ where a pair factor multiplies it, else None
+    u: Any
+    rho: Any
+
+
+NOTHING = _Inner(*(None,) * 7)
 
 
 def _t(x: Tensor) -> Tensor:
@@ -49,79 +70,219 @@ def _column(x: Tensor) -> Tensor:
     return x.unsqueeze(-1)
 
 
+def _three(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (3, -1))
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.flatten(0, 1)
+
+
+def _add(x: Tensor, y: Tensor | None) -> Tensor:
+    return x if y is None else x.add_(y)
+
+
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, w: Tensor, g: Tensor, null: Tensor) -> Tensor:
-        y, d = torch.empty_like(v), torch.empty_like(w)
-        for c in _chunks(q):
-            e = torch.bmm(q[c], _t(k[c])).exp_()
-            d[c] = null[c].unsqueeze(1) + torch.bmm(e, _column(w[c])).squeeze(-1)
-            y[c] = torch.bmm(e.mul_(g[c]), v[c]).div_(_column(d[c]))
-        ctx.save_for_backward(q, k, v, w, g, null, y, d)
-        return y
+    def forward(
+        ctx: Any,
+        options: AttentionOptions,
+        null: _Null,
+        x: Tensor,
+        w: Tensor,
+        g: Tensor,
+        f: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        parts = AttentionWeights(*weights)
+        slots = x.shape[:2]
+        p = torch.addmm(parts.in_bias, _rows(x), parts.in_weight).view(*slots, -1)
+        rho = torch.linalg.vector_norm(_three(p), dim=-1).clamp_(min=1e-12).reciprocal_()
+        u = _three(p).mul_(_column(rho)).flatten(-2)
+        q, k, v = u.chunk(3, dim=-1)
+        e, s = torch.bmm(q, _t(k)).mul_(options.temperature), None
+        if f is not None:
+            s = e.sub_(null.score)
+            e = torch.mul(s, f).add_(null.score)
+        e.exp_()
+        d = (null.number * math.exp(null.score)).unsqueeze(1) + torch.bmm(e, _column(w)).squeeze(-1)
+        y = torch.bmm(e * g, v).div_(_column(d))
+        z = torch.addmm(parts.out_bias, _rows(y), parts.out_weight).view_as(x).add_(x)
+        o, mean, rstd = torch.native_layer_norm(z, z.shape[-1:], parts.norm_scale, parts.norm_offset, options.eps)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.options, ctx.null = options, null
+        ctx.save_for_backward(x, w, g, f, z, y, d, e, s, u, rho, mean, rstd, *weights)
+        return o, z, y, d, e, s, u, rho, mean, rstd
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, w, g, null, y, d = ctx.saved_tensors
-        return (*_Backward.apply(grads[0], q, k, v, w, g, null, y.detach(), d.detach()), None)
+    def backward(ctx: Any, o_bar: Tensor | None, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        extra = _Inner(*cotangents[:7])
+        saved = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            made = _reverse(ctx.options, o_bar, extra, saved, geometry_wanted(), parameters_wanted())
+            return (None, None, *made.gradients, *made.weights)
+        if any(x is not None for x in extra):
+            raise NotImplementedError("third derivatives of the fast attention layer; differentiate the reference")
+        assert o_bar is not None
+        if parameters_wanted():
+            return (None, None, *_by_reference(ctx.options, ctx.null, o_bar, saved))
+        return (None, None, *_Backward.apply(ctx.options, o_bar, *saved), *(None,) * 6)
+
+
+class _Made(NamedTuple):
+    gradients: tuple[Tensor | None, ...]  # of x, w, Γ, f
+    weights: tuple[Tensor | None, ...]
+    kept: tuple[Tensor, ...]  # what the second derivative uses
+
+
+def _reverse(
+    options: AttentionOptions,
+    o_bar: Tensor | None,
+    extra: _Inner,
+    saved: tuple[Any, ...],
+    geometry: bool,
+    weights: bool,
+) -> _Made:
+    """From the cotangents of o and of the intermediates to those of the inputs."""
+    x, w, g, f, z, y, d, e, s, u, rho, mean, rstd = saved[:13]
+    parts = AttentionWeights(*saved[13:])
+    q, k, v = u.chunk(3, dim=-1)
+    o_bar = torch.zeros_like(x) if o_bar is None else o_bar
+    z_bar, scale_bar, offset_bar = _layer_norm_backward(
+        o_bar, z, z.shape[-1:], mean, rstd, parts.norm_scale, parts.norm_offset, [True, weights, weights]
+    )
+    z_bar = _add(z_bar, extra.z)
+    y_bar = _add(torch.mm(_rows(z_bar), parts.out_weight.t()).view_as(y), extra.y)
+    ub = y_bar / _column(d)
+    db = _add((ub * y).sum(-1).neg_(), extra.d)
+    t = torch.bmm(ub, _t(v))
+    e_bar = _add(torch.addcmul(_column(db) * w.unsqueeze(1), g, t), extra.e)
+    s_bar = e_bar.mul_(e)
+    f_bar = s_bar * s if f is not None and geometry else None
+    if f is not None:
+        s_bar = s_bar * f
+    s_bar = _add(s_bar, extra.s)
+    eg = e * g
+    u_bar = torch.empty_like(u)
+    qb, kb, vb = u_bar.chunk(3, dim=-1)
+    torch.baddbmm(qb, s_bar, k, beta=0, alpha=options.temperature, out=qb)
+    torch.baddbmm(kb, _t(s_bar), q, beta=0, alpha=options.temperature, out=kb)
+    torch.bmm(_t(eg), ub, out=vb)
+    u_bar = _add(u_bar, extra.u)
+    dot = (_three(u_bar) * _three(u)).sum(-1)
+    along = dot if extra.rho is None else dot.addcmul(rho, extra.rho)
+    p_bar = _three(u_bar).addcmul_(_three(u), _column(along), value=-1).mul_(_column(rho)).flatten(-2)
+    x_bar = torch.addmm(_rows(z_bar), _rows(p_bar), parts.in_weight.t()).view_as(x)
+    w_bar = torch.bmm(_t(e), _column(db)).squeeze(-1) if geometry else None
+    g_bar = e * t if geometry else None
+    of_weights: tuple[Tensor | None, ...] = (None,) * 6
+    if weights:
+        of_weights = (
+            torch.mm(_rows(x).t(), _rows(p_bar)), p_bar.sum((0, 1)),
+            torch.mm(_rows(y).t(), _rows(z_bar)), z_bar.sum((0, 1)), scale_bar, offset_bar,
+        )  # fmt: skip
+    return _Made((x_bar, w_bar, g_bar, f_bar), of_weights, (z_bar, ub, db, t, p_bar, dot))
 
 
 class _Backward(torch.autograd.Function):
-    """y and D are passed along as recomputable constants; their dependence on the inputs is in the derivative below."""
-
     @staticmethod
-    def forward(
-        ctx: Any, yb: Tensor, q: Tensor, k: Tensor, v: Tensor, w: Tensor, g: Tensor, null: Tensor, y: Tensor, d: Tensor
-    ) -> tuple[Tensor, ...]:
-        qb, kb, vb, wb, gb = (torch.empty_like(x) for x in (q, k, v, w, g))
-        ub_all = yb / _column(d)
-        db_all = -(ub_all * y).sum(-1)
-        for c in _chunks(q):
-            ub, db = ub_all[c], _column(db_all[c])
-            e = torch.bmm(q[c], _t(k[c])).exp_()
-            et = torch.bmm(ub, _t(v[c])).mul_(e)
-            gb[c] = et
-            wb[c] = torch.bmm(_t(e), db).squeeze(-1)
-            sb = et.mul_(g[c]).addcmul_(e, db * w[c].unsqueeze(1))
-            qb[c] = torch.bmm(sb, k[c])
-            kb[c] = torch.bmm(_t(sb), q[c])
-            vb[c] = torch.bmm(_t(e.mul_(g[c])), ub)
-        ctx.save_for_backward(yb, q, k, v, w, g, y, d)
-        return qb, kb, vb, wb, gb
+    def forward(ctx: Any, options: AttentionOptions, o_bar: Tensor, *saved: Any) -> tuple[Tensor | None, ...]:
+        made = _reverse(options, o_bar, NOTHING, saved, True, False)
+        ctx.set_materialize_grads(False)
+        ctx.options = options
+        ctx.save_for_backward(o_bar, *made.kept, *saved)
+        return made.gradients
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *along: Tensor) -> tuple[Tensor | None, ...]:
-        yb, q, k, v, w, g, y, d = ctx.saved_tensors
-        aq, ak, av, aw, ag = along
-        yb2, q2, k2, v2, w2, g2 = (torch.empty_like(x) for x in (yb, q, k, v, w, g))
-        for c in _chunks(q):
-            dc = _column(d[c])
-            wc = w[c].unsqueeze(1)
-            ub = yb[c] / dc
-            dot = (ub * y[c]).sum(-1, keepdim=True)  # = −D̄
-            e = torch.bmm(q[c], _t(k[c])).exp_()
-            t = torch.bmm(ub, _t(v[c]))
-            t_along = torch.bmm(ub, _t(av[c]))
-            s_dot = torch.bmm(aq[c], _t(k[c])).baddbmm_(q[c], _t(ak[c]))
-            x = torch.addcmul(-dot * wc, g[c], t)
-            eg = e * g[c]
-            e_dot = e * s_dot
-            b = torch.addcmul(e_dot * g[c], e, ag[c])  # ∂Φ/∂T
-            u_dot = torch.bmm(b, v[c]).baddbmm_(eg, av[c])
-            d_dot = torch.bmm(e_dot, _column(w[c])).baddbmm_(e, _column(aw[c]))
-            yb2[c] = (u_dot - y[c] * d_dot) / dc
-            # y and D depend on the inputs: gU and gD continue as in the first backward.
-            gu = -d_dot * ub / dc
-            gd = (2.0 * d_dot * dot - (u_dot * ub).sum(-1, keepdim=True)) / dc
-            gt = torch.bmm(gu, _t(v[c]))
-            g2[c] = torch.addcmul(e * (t_along + gt), e_dot, t)
-            z = s_dot * x
-            z += ag[c] * t + g[c] * (t_along + gt) - dot * aw[c].unsqueeze(1) + gd * wc
-            z *= e
-            sb = x.mul_(e)
-            q2[c] = torch.bmm(z, k[c]).baddbmm_(sb, ak[c])
-            k2[c] = torch.bmm(_t(z), q[c]).baddbmm_(_t(sb), aq[c])
-            v2[c] = torch.bmm(_t(b), ub).baddbmm_(_t(eg), gu)
-            w2[c] = (torch.bmm(_t(e_dot), -dot).baddbmm_(_t(e), gd)).squeeze(-1)
-        return yb2, q2, k2, v2, w2, g2, None, None, None
+    def backward(ctx: Any, ax: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        o_bar, z_bar, ub, db, t, p_bar, dot, *saved = ctx.saved_tensors
+        x, w, g, f, z, y, d, e, s, u, rho, mean, rstd = saved[:13]
+        parts, tau = AttentionWeights(*saved[13:]), ctx.options.temperature
+        aw, ag, af = others
+        geometry, weights = geometry_wanted(), parameters_wanted()
+        q, k, v = u.chunk(3, dim=-1)
+        ax = torch.zeros_like(x) if ax is None else ax.contiguous()
+        # Unit vectors: whatever is parallel to u drops out in ``_reverse``, so p̄ and u̇ stand for Ū and a·W.
+        ap = torch.mm(_rows(ax), parts.in_weight).view_as(u)
+        ap_dot = (_three(ap) * _three(u)).sum(-1)
+        rho2 = (_three(ap) * _three(p_bar)).sum(-1).div_(rho)
+        u_along = _three(ap).addcmul_(_three(u), _column(ap_dot), value=-1).mul_(_column(rho)).flatten(-2)
+        qa, ka, va = u_along.chunk(3, dim=-1)
+        # Scores and exponentials.
+        s_along = torch.bmm(qa, _t(k)).baddbmm_(q, _t(ka)).mul_(tau)
+        e_bar = torch.addcmul(_column(db) * w.unsqueeze(1), g, t)
+        s_bar = e * e_bar
+        s2, f2 = None, None
+        if f is not None:
+            f2 = s_bar * s_along if geometry else None
+            s_along.mul_(f)
+            if af is not None:
+                s_along.addcmul_(af, s)
+                s2 = s_bar * af
+            s_bar.mul_(f)
+        e_along = e * s_along
+        b = e_along * g  # ∂Φ/∂T
+        t_along = torch.bmm(ub, _t(va))
+        e2 = e_bar.mul_(s_along).addcmul_(g, t_along)
+        d_along = torch.bmm(e_along, _column(w))
+        if ag is not None:
+            b.addcmul_(e, ag)
+            e2.addcmul_(ag, t)
+        if aw is not None:
+            e2.addcmul_(_column(db), aw.unsqueeze(1))
+            d_along.baddbmm_(e, _column(aw))
+        y_along = torch.bmm(b, v).baddbmm_(e * g, va).addcmul_(y, d_along, value=-1).div_(_column(d))
+        y2 = ub * d_along.neg_()
+        d2 = (ub * y_along).sum(-1).neg_()
+        g2 = t_along.mul_(e).addcmul_(e_along, t) if geometry else None
+        w2 = torch.bmm(_t(e_along), _column(db)).squeeze(-1) if geometry else None
+        u2 = torch.empty_like(u)
+        q2, k2, v2 = u2.chunk(3, dim=-1)
+        torch.baddbmm(q2, s_bar, ka, beta=0, alpha=tau, out=q2)
+        torch.baddbmm(k2, _t(s_bar), qa, beta=0, alpha=tau, out=k2)
+        torch.bmm(_t(b), ub, out=v2)
+        _three(u2).addcmul_(_three(u_along), _column(dot), value=-1)
+        _three(u2).addcmul_(_three(p_bar), _column(ap_dot), value=-1)
+        # Layer norm; Z̄ = r·Proj(h), and A = r·Proj(a) likewise.
+        az = torch.addmm(_rows(ax), _rows(y_along), parts.out_weight).view_as(z)
+        (a, _, _) = _layer_norm_backward(az, z, z.shape[-1:], mean, rstd, None, None, [True, False, False])
+        n = (z - mean).mul_(rstd)
+        hn = (o_bar * parts.norm_scale).mul_(n).mean(-1, keepdim=True)
+        phi = (az * z_bar).mean(-1, keepdim=True)
+        an = (az * n).mean(-1, keepdim=True)
+        z2 = n.mul_(phi).addcmul_(a, hn).addcmul_(z_bar, an).mul_(-rstd)
+        of_weights: list[Tensor | None] = [None] * 6
+        if weights:
+            of_weights[0] = torch.mm(_rows(ax).t(), _rows(p_bar))
+            of_weights[2] = torch.mm(_rows(y_along).t(), _rows(z_bar))
+            of_weights[4] = (o_bar * a).sum((0, 1))
+        o_bar2 = a.mul_(parts.norm_scale)
+        inner = _Inner(z2, y2, d2, e2, s2, u2, rho2)
+        return (None, o_bar2, None, w2, g2, f2, *inner, None, None, *of_weights)
+
+
+def _by_reference(
+    options: AttentionOptions, null: _Null, o_bar: Tensor, saved: tuple[Any, ...]
+) -> tuple[Tensor | None, ...]:
+    """Differentiable gradients of everything, weights included: rarely asked for, so autograd forms them."""
+    x, w, g, f = saved[:4]
+    inputs = [x, w, g, f, *saved[13:]]
+    asked = [i for i, t in enumerate(inputs) if t is not None and t.requires_grad]
+    # Fresh nodes in the graph: a gradient stops at them instead of running on to where the inputs came from.
+    near: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
+
+    def scores(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> Tensor:
+        s = query @ _t(key)
+        if f is not None:
+            s = (s - null.score) * near[3] + null.score
+        return reference.attend(s, value, near[1], near[2], null.number, null.score, bounded)
+
+    keys = Keys(w, w, None, None, null.number, null.score)
+    out = reference.attention_layer(near[0], keys, AttentionWeights(*near[4:]), options, scores)
+    grads = torch.autograd.grad(out, [near[i] for i in asked], o_bar, create_graph=True, allow_unused=True)
+    result: list[Tensor | None] = [None] * len(inputs)
+    for i, grad in zip(asked, grads, strict=True):
+        result[i] = grad
+    return tuple(result)

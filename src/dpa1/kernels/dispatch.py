@@ -49,7 +49,7 @@ class Path:
 
 
 PATHS = (
-    Path("gated_attention", "cpu", "dpa1.kernels.attention", "gated attention with hand-derived derivatives"),
+    Path("attention_layer", "cpu", "dpa1.kernels.attention", "attention layer with hand-derived derivatives"),
 )  # fmt: skip
 
 

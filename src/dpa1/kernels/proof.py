@@ -114,7 +114,7 @@ def _embeddings(dtype: torch.dtype) -> Iterator[Sample]:
         yield Sample([torch.randn(shape, dtype=dtype) for shape in shapes], 1, call)
 
 
-def _keys(kind: str, weight: Tensor, direction: Tensor | None) -> Keys:
+def make_keys(kind: str, weight: Tensor, direction: Tensor | None) -> Keys:
     """Of the three kinds the model knows; weight (N, K) holds zeros where a slot is empty."""
     ones = torch.ones_like(weight[:, 0])
     if kind == "smooth":
@@ -122,7 +122,7 @@ def _keys(kind: str, weight: Tensor, direction: Tensor | None) -> Keys:
     mask = (weight > 0).to(weight.dtype)
     if kind == "scaled":
         return Keys(mask, weight, weight, direction, 3.0 * ones, -20.0, scaled=True)
-    return Keys(mask, mask, mask, direction, 0.0 * ones)
+    return Keys(mask, mask, mask, direction, ones - mask.amax(-1))
 
 
 def _attentions(dtype: torch.dtype) -> Iterator[Sample]:
@@ -133,7 +133,7 @@ def _attentions(dtype: torch.dtype) -> Iterator[Sample]:
         inputs += [torch.rand(3, slots, width, dtype=dtype) for _ in range(3)]
 
         def call(run: Callable[..., Any], x: list[Tensor], kind: str = kind) -> Any:
-            return run(*x[2:], _keys(kind, x[0], x[1]), True)
+            return run(*x[2:], make_keys(kind, x[0], x[1]), True)
 
         yield Sample(inputs, 5, call)
 
@@ -147,7 +147,7 @@ def _layers(dtype: torch.dtype) -> Iterator[Sample]:
         inputs += [torch.randn(shape, dtype=dtype) for shape in shapes]
 
         def call(run: Callable[..., Any], x: list[Tensor], kind: str = kind) -> Any:
-            keys = _keys(kind, x[1], x[2])
+            keys = make_keys(kind, x[1], x[2])
             return run(x[0], keys, AttentionWeights(*x[3:]), AttentionOptions(True, 0.7, 1e-5))
 
         yield Sample(inputs, 3, call)

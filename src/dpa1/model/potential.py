@@ -27,6 +27,7 @@ from dpa1.batch import Batch, make_batch
 from dpa1.config.model import ModelConfig
 from dpa1.errors import UserError
 from dpa1.frames import make_frame
+from dpa1.kernels.wanted import geometry_only
 from dpa1.model import memory
 from dpa1.model.descriptor import Descriptor
 from dpa1.model.initial import spread_radial_steps
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from dpa1.simulate.ase import Dpa1Calculator
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-CHUNK_SLOTS = 60_000  # neighbour slots evaluated at once in inference: bounds memory, exact because the model is local
+CHUNK_SLOTS = 4000  # neighbour slots evaluated at once on a CPU: what attention makes of them stays in its cache
 
 
 Pieces = tuple[Tensor, Tensor, Tensor]  # atomic energies, slopes along the pair vectors, descriptors
@@ -295,7 +296,8 @@ class Potential(nn.Module):
         """Atomic energies, their slope along every pair vector and descriptors, all differentiable."""
         vectors = view.vectors.requires_grad_(derive)
         atoms, energies, descriptors = [], [], []
-        for plan in plan_rows(view.centre, len(view.types)):
+        slots = CHUNK_SLOTS if vectors.device.type == "cpu" else 0
+        for plan in plan_rows(view.centre, len(view.types), slots):
             energy, descriptor = self._evaluate(plan, view, vectors, view.neighbor, level)
             atoms.append(plan.atoms)
             energies.append(energy)
@@ -304,7 +306,8 @@ class Potential(nn.Module):
         atomic = torch.cat(energies)[place]
         slope = torch.zeros_like(vectors)
         if derive and len(vectors):
-            (slope,) = torch.autograd.grad(atomic.sum(), vectors, create_graph=True)
+            with geometry_only():
+                (slope,) = torch.autograd.grad(atomic.sum(), vectors, create_graph=True)
         return atomic, slope, torch.cat(descriptors)[place]
 
     def _in_chunks(self, view: View, level: int, derive: bool, keep_descriptor: bool) -> Pieces:
@@ -322,7 +325,8 @@ class Potential(nn.Module):
                 block = RowPlan(plan.atoms, local, plan.mask)
                 energies, descriptor = self._evaluate(block, view, piece, view.neighbor[chosen], level)
                 if derive and len(chosen):
-                    (slope[chosen],) = torch.autograd.grad(energies.sum(), piece)
+                    with geometry_only():
+                        (slope[chosen],) = torch.autograd.grad(energies.sum(), piece)
             atomic[plan.atoms] = energies.detach()
             if keep_descriptor:
                 kept[plan.atoms] = descriptor.detach()
