@@ -234,7 +234,8 @@ def projected_layer(
 
 def contraction(features: Tensor, rows: Tensor) -> Tensor:
     """M = Gᵀ R over the neighbours (Eq. 11, before its division). features (N, K, C), rows (N, K, 4) → (N, C, 4)."""
-    return features.transpose(-1, -2) @ rows
+    # In this order the products of small matrices are several times faster on a CPU than as Gᵀ R.
+    return (rows.transpose(-1, -2) @ features).transpose(-1, -2)
 
 
 def descriptor_product(matrix: Tensor, axis: int) -> Tensor:
