@@ -14,6 +14,7 @@ import typer
 from dpa1 import __version__
 from dpa1.cli.terminal import forget_trace_folder, write_trace
 from dpa1.errors import RunError, UserError
+from dpa1.kernels.allocator import keep_freed_memory
 
 VERBS = ("train", "evaluate", "data", "md", "relax", "show", "convert", "doctor")
 
@@ -48,6 +49,7 @@ for verb in VERBS:
 def main() -> None:
     """Entry point."""
     forget_trace_folder()
+    keep_freed_memory()
     try:
         app()
     except UserError as error:

@@ -10,6 +10,7 @@ import torch
 
 from dpa1.config.run import RunConfig, complete_values, config_from, load_config, write_config
 from dpa1.errors import RunError, UserError
+from dpa1.kernels.allocator import keep_freed_memory
 from dpa1.model.potential import Potential
 from dpa1.training import bias, checkpoint, finish
 from dpa1.training.distributed import World, join, leave
@@ -77,6 +78,7 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
     folder = Path(config.output)
     world = join(config.training.device)
     report = Report(quiet=quiet or not world.main)
+    keep_freed_memory()
     try:
         _check_folder(folder, resume, world)
         check_installed(config.loggers)

@@ -1,0 +1,38 @@
+"""Freed memory stays with the process: a large array does not fault its pages in again."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dpa1.kernels.allocator import LARGEST_KEPT, keep_freed_memory
+
+PROGRAM = """
+import resource, sys, torch
+from dpa1.kernels.allocator import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def touch():
+    blocks = [torch.ones(2_000_000) for _ in range(20)]
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="the allocator is not glibc's")
+def test_pages_are_kept():
+    assert LARGEST_KEPT > 2_000_000 * 4
+
+    def faults(mode):
+        run = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+        return int(run.stdout)
+
+    assert faults("keep") * 10 < faults("return")
+
+
+def test_elsewhere_nothing_happens(monkeypatch):
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    assert not keep_freed_memory()
