@@ -49,7 +49,11 @@ class Path:
 
 
 PATHS = (
+    Path("embedding", "cpu", "dpa1.kernels.embedding", "embedding net with its slope carried along"),
     Path("attention_layer", "cpu", "dpa1.kernels.attention", "attention layer with hand-derived derivatives"),
+    Path("projected_layer", "cpu", "dpa1.kernels.projected", "attention layer on tabulated queries, keys and values"),
+    Path("spline", "cpu", "dpa1.kernels.table", "spline tables as weighted sums of rows"),
+    Path("spline", "cuda", "dpa1.kernels.table", "spline tables as weighted sums of rows"),
 )  # fmt: skip
 
 
@@ -93,6 +97,11 @@ def projected_layer(
     """See ``reference.projected_layer``."""
     arguments = (features, query, key, value, keys, weights, options)
     return _pick("projected_layer", features.dtype, features.device, *arguments)
+
+
+def spline(place: Tensor, row: Tensor, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """See ``reference.spline``."""
+    return _pick("spline", place.dtype, place.device, place, row, tables)
 
 
 def contraction(features: Tensor, rows: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def _environments(dtype: torch.dtype) -> Iterator[Sample]:
 
 def _embeddings(dtype: torch.dtype) -> Iterator[Sample]:
     pair = torch.randint(0, 4, (3, 5))
-    for types, timestep in ((3, False), (0, True)):
+    for types, timestep in ((3, False), (0, True), (0, False)):
         widths = [1 + types, 3, 6, 6, 5]
         shapes: list[tuple[int, ...]] = [(3, 5), (4, types)] if types else [(3, 5)]
         for n_in, n_out in pairwise(widths):
@@ -153,6 +153,33 @@ def _layers(dtype: torch.dtype) -> Iterator[Sample]:
         yield Sample(inputs, 3, call)
 
 
+def _projected(dtype: torch.dtype) -> Iterator[Sample]:
+    slots, channels, width = 5, 6, 4
+    weight = torch.rand(3, slots, dtype=dtype) * (torch.arange(slots) < 4)
+    shapes = [(channels, 3 * width), (3 * width,), (width, channels), (channels,), (channels,), (channels,)]
+    constants = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    for kind in ("smooth", "scaled", "plain"):
+        inputs = [torch.randn(3, slots, channels, dtype=dtype)]
+        inputs += [torch.rand(3, slots, width, dtype=dtype) for _ in range(3)]
+        inputs += [weight, torch.randn(3, slots, 3, dtype=dtype)]
+
+        def call(run: Callable[..., Any], x: list[Tensor], kind: str = kind) -> Any:
+            weights = AttentionWeights(*(constant.to(x[0]) for constant in constants))
+            return run(*x[:4], make_keys(kind, x[4], x[5]), weights, AttentionOptions(True, 0.7, 1e-5))
+
+        yield Sample(inputs, 6, call)
+
+
+def _splines(dtype: torch.dtype) -> Iterator[Sample]:
+    row = torch.randint(0, 4, (3, 5))
+    tables = [torch.randn(10, channels, dtype=dtype) for channels in (6, 3)]
+
+    def call(run: Callable[..., Any], x: list[Tensor]) -> Any:
+        return run(x[0], row.to(x[0].device), tuple(table.to(x[0]) for table in tables))
+
+    yield Sample([torch.rand(3, 5, dtype=dtype)], 1, call)
+
+
 def _contractions(dtype: torch.dtype) -> Iterator[Sample]:
     inputs = [torch.randn(3, 5, 6, dtype=dtype), torch.randn(3, 5, 4, dtype=dtype)]
     yield Sample(inputs, 2, lambda run, x: run(*x))
@@ -164,4 +191,6 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[Sample]]] = {
     "gated_attention": _attentions,
     "attention_layer": _layers,
     "contraction": _contractions,
+    "projected_layer": _projected,
+    "spline": _splines,
 }

@@ -232,6 +232,24 @@ def projected_layer(
     return layer_norm(features + update, weights.norm_scale, weights.norm_offset, options.eps)
 
 
+def spline(place: Tensor, row: Tensor, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Quintic B-splines on equally spaced knots: Σ_m B_m(place)·T[row + m], m = 0…5, for tables that share their knots.
+
+    place (...,) in 0…1 is the fraction of a knot interval, row (...,) the first of its six rows in each table (R, C_t).
+    The weights follow from the recursion of de Boor (A Practical Guide to Splines, ch. IX); the sum has four continuous
+    derivatives. Returns one (..., C_t) per table.
+    """
+    weights = [torch.ones_like(place)]
+    for d in range(1, 6):
+        zero = [torch.zeros_like(place)]
+        left, right = zero + weights, weights + zero
+        weights = [((place + (d - m)) * left[m] + (m + 1 - place) * right[m]) / d for m in range(d + 1)]
+    sums: list[Tensor] = []
+    for table in tables:
+        sums.append(torch.stack([weight.unsqueeze(-1) * table[row + m] for m, weight in enumerate(weights)]).sum(0))
+    return tuple(sums)
+
+
 def contraction(features: Tensor, rows: Tensor) -> Tensor:
     """M = Gᵀ R over the neighbours (Eq. 11, before its division). features (N, K, C), rows (N, K, 4) → (N, C, 4)."""
     # In this order the products of small matrices are several times faster on a CPU than as Gᵀ R.

@@ -1,13 +1,12 @@
-"""Quintic B-splines on equally spaced knots: functions of one variable from tables, differentiable to any order.
+"""Quintic B-splines from tables: how to make them from values, and a fast evaluation.
 
-S(x) = Σ_m B_m(x − ⌊x⌋)·T[row + m], m = 0…5, with x counted in knots and ⌊x⌋ already part of ``row``. The six weights are
-polynomials of degree 5 (de Boor, A Practical Guide to Splines, ch. IX), so S has four continuous derivatives. Each
-evaluation is one weighted sum of six neighbouring rows: ``embedding_bag``, which is vectorised on CPU and on GPUs.
+Fast sibling of ``reference.spline``: each value is one weighted sum of six neighbouring rows, which is what torch's
+``embedding_bag`` computes with vector instructions. Derivatives of any order are such sums with other weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,15 +20,15 @@ ORDER = DEGREE + 1
 CHUNK_ELEMENTS = 131_072  # of one block of values: stays in the processor's cache
 
 
-def lookup(place: Tensor, row: Tensor, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """S(place) of several tables that share their knots.
+def supports(place: Tensor, row: Tensor, tables: Sequence[Tensor]) -> bool:
+    """Tables that are constants."""
+    return not any(table.requires_grad for table in tables)
 
-    place (...,): fraction of the interval, 0…1; row (...,) int64: first of its six rows; tables: each (R, C_t).
-    Returns one (..., C_t) per table. Differentiable in ``place``, to any order; the tables are constants.
-    """
-    shape = place.shape
+
+def run(place: Tensor, row: Tensor, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """``reference.spline``, differentiable in ``place`` to any order."""
     values = _Values.apply(0, place.reshape(-1), row.reshape(-1), *tables)
-    return tuple(value.view(*shape, -1) for value in values)
+    return tuple(value.view(*place.shape, -1) for value in values)
 
 
 @cache

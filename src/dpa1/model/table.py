@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dpa1.kernels import table as kernel
+from dpa1.kernels import dispatch
 
 if TYPE_CHECKING:
     from dpa1.model.descriptor import Descriptor
@@ -159,7 +159,7 @@ class Tables:
         place = x - cell
         if far:
             place = place.masked_fill(outside, 0.5)
-        values = kernel.lookup(place, row, self.values)
+        values = dispatch.spline(place, row, self.values)
         if far:
             values = tuple(
                 value.masked_scatter(outside.unsqueeze(-1), true)

@@ -17,7 +17,7 @@ from torch import Tensor
 from dpa1.batch import make_batch
 from dpa1.errors import RunError
 from dpa1.frames import Frame, make_frame
-from dpa1.kernels import reference
+from dpa1.kernels import dispatch, reference
 from dpa1.kernels import table as kernel
 from dpa1.model.table import EDGE, R_MIN, Grid, TableReport, Tables, columns
 
@@ -174,7 +174,7 @@ def _value_error(exact: Potential, elements: Sequence[int], grid: Grid, values: 
         place = torch.tensor(BETWEEN, dtype=torch.float64).repeat(len(cell) // len(BETWEEN))
         radial = (cell + place - grid.origin[pairs[0]]) / grid.inverse[pairs[0]]
         rows = cell.unsqueeze(1) + grid.row[pairs]
-        found = kernel.lookup(place.unsqueeze(1).expand(rows.shape), rows, values)
+        found = dispatch.spline(place.unsqueeze(1).expand(rows.shape), rows, values)
         for value, true in zip(found, _columns(exact, radial, centre, neighbors), strict=True):
             worst = max(worst, float((value - true).abs().max()))
     return worst
