@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpa1.cli.data import Label, TypeMap, parse_labels, parse_type_map
+from dpa1.cli.tabulate import Tabulate, report_tables
 from dpa1.cli.terminal import Progress, check_new, draw, to_json
 from dpa1.errors import UserError
 
@@ -44,6 +45,7 @@ def evaluate_command(
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; the model's own by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
     level: Annotated[str | None, typer.Option(help="Level of theory, for a model that holds several.")] = None,
+    tabulate: Tabulate = False,
     batch_atoms: Annotated[int, typer.Option(min=1, help="Atoms evaluated together; changes speed only.")] = 1000,
 ) -> None:
     """Errors of energy, forces, virial and stress: in total, per element, per source, and the worst frames."""
@@ -54,6 +56,8 @@ def evaluate_command(
     from dpa1.interop.load import load_potential
 
     potential = load_potential(model)
+    if tabulate:
+        potential = potential.tabulated()
     report = LabelReport()
     frames = iter_frames(data, parse_labels(label), type_map=parse_type_map(type_map), report=report)
     options = {"dtype": dtype, "device": device, "level": level, "batch_atoms": batch_atoms}
@@ -72,6 +76,7 @@ def evaluate_command(
             os.replace(part, output)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+    report_tables(potential)
     if json:
         typer.echo(to_json(result))
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dpa1.cli.tabulate import Tabulate, build_tables
 from dpa1.cli.terminal import Progress, check_new, draw, keep_trace_in
 from dpa1.errors import UserError
 
@@ -42,6 +43,7 @@ def md_command(
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; the model's own by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
     level: Annotated[str | None, typer.Option(help="Level of theory, for a model that holds several.")] = None,
+    tabulate: Tabulate = False,
 ) -> None:
     """Molecular dynamics: NVE, NVT (Bussi's velocity rescaling) or NPT (Martyna–Tobias–Klein).
 
@@ -65,7 +67,8 @@ def md_command(
 
     potential = load_potential(model)
     atoms, frame = read_structure(structure, potential, index)
-    calculator = potential.calculator(dtype=dtype, device=device, level=level)
+    calculator = potential.calculator(dtype=dtype, device=device, level=level, tabulate=tabulate)
+    build_tables(calculator.potential, atoms.symbols)
     typer.echo(
         f"{settings.ensemble.upper()} of {atoms.get_chemical_formula()} ({frame.name}) at {settings.temperature:g} K"
         + (f" and {settings.pressure:g} GPa" if settings.pressure is not None else "")

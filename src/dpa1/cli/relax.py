@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dpa1.cli.tabulate import Tabulate, build_tables
 from dpa1.cli.terminal import Progress, keep_trace_in, new_file
 from dpa1.errors import RunError, UserError
 
@@ -33,6 +34,7 @@ def relax_command(
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; the model's own by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
     level: Annotated[str | None, typer.Option(help="Level of theory, for a model that holds several.")] = None,
+    tabulate: Tabulate = False,
 ) -> None:
     """Relax positions, with --cell the cell too. Beside the result lie its path (…-path.xyz) and log (….csv).
 
@@ -63,7 +65,8 @@ def relax_command(
 
     potential = load_potential(model)
     atoms, _ = read_structure(structure, potential, index)
-    calculator = potential.calculator(dtype=dtype, device=device, level=level)
+    calculator = potential.calculator(dtype=dtype, device=device, level=level, tabulate=tabulate)
+    build_tables(calculator.potential, atoms.symbols)
     keep_trace_in(target.parent)
     progress = Progress(steps, "steps")
     try:
