@@ -166,9 +166,9 @@ def _reverse(
     eg = e * g
     u_bar = torch.empty_like(u)
     qb, kb, vb = u_bar.chunk(3, dim=-1)
-    torch.baddbmm(qb, s_bar, k, beta=0, alpha=options.temperature, out=qb)
-    torch.baddbmm(kb, _t(s_bar), q, beta=0, alpha=options.temperature, out=kb)
-    torch.bmm(_t(eg), ub, out=vb)
+    qb.baddbmm_(s_bar, k, beta=0, alpha=options.temperature)
+    kb.baddbmm_(_t(s_bar), q, beta=0, alpha=options.temperature)
+    vb.baddbmm_(_t(eg), ub, beta=0)
     u_bar = _add(u_bar, extra.u)
     dot = (_three(u_bar) * _three(u)).sum(-1)
     along = dot if extra.rho is None else dot.addcmul(rho, extra.rho)
@@ -240,9 +240,9 @@ class _Backward(torch.autograd.Function):
         w2 = torch.bmm(_t(e_along), _column(db)).squeeze(-1) if geometry else None
         u2 = torch.empty_like(u)
         q2, k2, v2 = u2.chunk(3, dim=-1)
-        torch.baddbmm(q2, s_bar, ka, beta=0, alpha=tau, out=q2)
-        torch.baddbmm(k2, _t(s_bar), qa, beta=0, alpha=tau, out=k2)
-        torch.bmm(_t(b), ub, out=v2)
+        q2.baddbmm_(s_bar, ka, beta=0, alpha=tau)
+        k2.baddbmm_(_t(s_bar), qa, beta=0, alpha=tau)
+        v2.baddbmm_(_t(b), ub, beta=0)
         _three(u2).addcmul_(_three(u_along), _column(dot), value=-1)
         _three(u2).addcmul_(_three(p_bar), _column(ap_dot), value=-1)
         # Layer norm; Z̄ = r·Proj(h), and A = r·Proj(a) likewise.

@@ -1,0 +1,223 @@
+"""The embedding net with its derivative by the distance carried along, for tanh.
+
+Fast sibling of ``reference.embedding``. Every pair's features G depend on one number s beside its types, so their
+derivative G' = dG/ds is as large as G and costs one more forward pass. Then a force needs no backward pass through the
+net, s̄ = Ḡ·G', and a force loss only one, from the cotangents of G and G' together:
+
+    h₁ = tanh(s w + t[pair])   h₁' = (1 − h₁²) w     h = tanh(p) + (h, h)   h' = (1 − tanh²p) p'   p = h W + b   p' = h' W
+
+The first layer's product with the types is formed once per row of the table, not per pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpa1.kernels import reference
+from dpa1.kernels.reference import DenseLayer
+from dpa1.kernels.wanted import geometry_wanted, parameters_wanted
+
+FEW = 64  # rows of a table up to which a product with an indicator matrix sums faster than indexed addition
+
+
+def supports(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+) -> bool:
+    """tanh, a bias everywhere, no learned timestep, no residual around the first layer."""
+    plain = all(layer.bias is not None and layer.timestep is None for layer in layers)
+    return activation is torch.tanh and plain and layers[0].repeats == 0
+
+
+def run(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """``reference.embedding``, twice differentiable in all floating-point arguments."""
+    first, *others = layers
+    assert first.bias is not None
+    # What the types add to the first layer: one row for each, found again by ``pair``.
+    types = first.bias.unsqueeze(0) if table is None else torch.addmm(first.bias, table, first.weight[1:])
+    index = None if pair is None else pair.reshape(-1)
+    weights = [tensor for layer in others for tensor in (layer.weight, layer.bias)]
+    repeats = tuple(layer.repeats for layer in others)
+    s = radial.reshape(-1)
+    derive = torch.is_grad_enabled() and radial.requires_grad
+    value, slope = _Net.apply(repeats, derive, index, s, types, first.weight[0], *weights)
+    if derive:
+        value = _Attach.apply(s, value, slope)
+    return value.view(*radial.shape, -1)
+
+
+class _Attach(torch.autograd.Function):
+    """Makes G depend on s: its gradient is Ḡ·G', formed by autograd's own operations, so it is differentiable again."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        along = (cotangents[0] * slope).sum(-1) if geometry_wanted() else None
+        return along, cotangents[0], None
+
+
+class _Net(torch.autograd.Function):
+    """(G, G') of all pairs, differentiable once. G's own dependence on s is left to ``_Attach``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        repeats: tuple[int, ...],
+        derive: bool,
+        index: Tensor | None,
+        s: Tensor,
+        types: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        h = s.new_empty(1 + derive, len(s), types.shape[1])
+        rows = types if index is None else types[index]
+        torch.addcmul(rows, s.unsqueeze(-1), weights[0], out=h[0]).tanh_()
+        if derive:
+            torch.mul(_slope(h[0]), weights[0], out=h[1])
+        kept = [h]
+        for k, times in enumerate(repeats):
+            weight, bias = weights[1 + 2 * k], weights[2 + 2 * k]
+            p = torch.mm(h.flatten(0, 1), weight).view(len(h), len(s), -1)
+            t = p[0].add_(bias).tanh_()
+            out = torch.empty_like(p)
+            if derive:
+                torch.mul(_slope(t), p[1], out=out[1])
+            previous, h = h, out
+            h[0] = t
+            if times:
+                wide = h.unflatten(-1, (times, -1))
+                wide += previous.unsqueeze(-2)
+            kept += [p, h]
+        ctx.set_materialize_grads(False)
+        ctx.repeats, ctx.derive = repeats, derive
+        # The last h is the result itself; the way back needs it only where it is the first as well.
+        ctx.save_for_backward(index, s, types, *weights, *(kept[:-1] if repeats else kept))
+        return h[0], h[1] if derive else None
+
+    @staticmethod
+    def backward(ctx: Any, value_bar: Tensor | None, slope_bar: Tensor | None) -> tuple[Tensor | None, ...]:
+        n = 1 + 2 * len(ctx.repeats)
+        index, s, types, *rest = ctx.saved_tensors
+        weights, kept = rest[:n], rest[n:]
+        if torch.is_grad_enabled():
+            if not parameters_wanted() and slope_bar is None:
+                return (None,) * (5 + n)
+            if slope_bar is not None:
+                raise NotImplementedError("third derivatives of the fast embedding net; differentiate the reference")
+            assert value_bar is not None
+            return (None, None, None, None, *_by_reference(ctx.repeats, index, s, types, weights, value_bar))
+        if slope_bar is None and (value_bar is None or not parameters_wanted()):
+            return (None,) * (5 + n)
+        return (None, None, None, *_reverse(ctx.repeats, index, s, types, weights, kept, value_bar, slope_bar))
+
+
+def _slope(t: Tensor) -> Tensor:
+    """1 − t²."""
+    return torch.addcmul(torch.ones((), dtype=t.dtype), t, t, value=-1)
+
+
+def _reverse(
+    repeats: tuple[int, ...],
+    index: Tensor | None,
+    s: Tensor,
+    types: Tensor,
+    weights: list[Tensor],
+    kept: list[Tensor],
+    value_bar: Tensor | None,
+    slope_bar: Tensor | None,
+) -> list[Tensor | None]:
+    """Gradients of s (through G' only), the types' rows and the weights."""
+    given = value_bar if value_bar is not None else slope_bar
+    assert given is not None
+    derive = slope_bar is not None
+    bars = [torch.zeros_like(given) if value_bar is None else value_bar]
+    h_bar = torch.stack([*bars, slope_bar]) if slope_bar is not None else bars[0].unsqueeze(0)
+    gradients: list[Tensor | None] = [None] * len(weights)
+    for k in reversed(range(len(repeats))):
+        h, p = kept[2 * k], kept[1 + 2 * k]
+        t = p[0]
+        d = _slope(t)
+        p_bar = h_bar * d
+        if derive:
+            # h' = (1 − t²) p' depends on p through t as well.
+            p_bar[0].sub_((t * p[1]).mul_(p_bar[1]).mul_(2.0))
+        flat = p_bar.flatten(0, 1)
+        gradients[1 + 2 * k] = torch.mm(h[: len(p_bar)].flatten(0, 1).t(), flat)
+        gradients[2 + 2 * k] = p_bar[0].sum(0)
+        below = torch.mm(flat, weights[1 + 2 * k].t()).view(len(p_bar), len(s), -1)
+        for part in h_bar.unflatten(-1, (repeats[k], -1)).unbind(-2) if repeats[k] else ():
+            below += part
+        h_bar = below
+    t, w = kept[0][0], weights[0]
+    d = _slope(t)
+    p_bar = h_bar[0]
+    w_bar = p_bar.new_zeros(len(w))
+    if derive:
+        slopes = d * h_bar[1]
+        w_bar += slopes.sum(0)
+        p_bar = p_bar.addcmul(t, h_bar[1] * w, value=-2.0)
+    p_bar = p_bar * d
+    w_bar += torch.mv(p_bar.t(), s)
+    gradients[0] = w_bar
+    s_bar = None
+    if geometry_wanted() and derive:
+        # Both cotangents' way to s, less Ḡ·G' of the first, which belongs to ``_Attach``.
+        s_bar = torch.mv(p_bar, w)
+        if value_bar is not None:
+            s_bar -= (value_bar * _final_slope(repeats, weights, kept)).sum(-1)
+    return [s_bar, _sum_rows(p_bar, index, types), *gradients]
+
+
+def _final_slope(repeats: tuple[int, ...], weights: list[Tensor], kept: list[Tensor]) -> Tensor:
+    """G' again from the last layer's p; only second derivatives by position ask for it."""
+    if not repeats:
+        return kept[0][1]
+    h, p = kept[-2], kept[-1]
+    slope = _slope(p[0]) * p[1]
+    return slope + h[1].repeat(1, repeats[-1]) if repeats[-1] else slope
+
+
+def _sum_rows(x: Tensor, index: Tensor | None, types: Tensor) -> Tensor:
+    """Sum of the rows of x that came from each row of ``types``."""
+    if index is None:
+        return x.sum(0, keepdim=True)
+    if len(types) <= FEW:
+        indicator = torch.zeros(len(types), len(x), dtype=x.dtype).scatter_(0, index.unsqueeze(0), 1.0)
+        return indicator @ x
+    return torch.zeros_like(types).index_add_(0, index, x)
+
+
+def _by_reference(
+    repeats: tuple[int, ...], index: Tensor | None, s: Tensor, types: Tensor, weights: list[Tensor], value_bar: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Differentiable gradients of the weights: rarely asked for, so autograd forms them."""
+    inputs = [types, *weights]
+    asked = [i for i, t in enumerate(inputs) if t.requires_grad]
+    near = [t.view_as(t) for t in inputs]
+    rows = near[0] if index is None else near[0][index]
+    x = torch.tanh(rows + s.unsqueeze(-1) * near[1])
+    for k, times in enumerate(repeats):
+        x = reference.dense(x, DenseLayer(near[2 + 2 * k], near[3 + 2 * k], None, times), torch.tanh)
+    grads = torch.autograd.grad(x, [near[i] for i in asked], value_bar, create_graph=True) if asked else ()
+    result: list[Tensor | None] = [None] * len(inputs)
+    for i, grad in zip(asked, grads, strict=True):
+        result[i] = grad
+    return tuple(result)
