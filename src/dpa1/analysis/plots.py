@@ -28,7 +28,7 @@ def parity(points: Mapping[str, tuple[np.ndarray, np.ndarray]], result: Mapping[
     points: quantity (energy, force, virial) → (reference, predicted), each (n,); result: the errors of ``evaluate``.
     """
     shown = {key: pair for key, pair in points.items() if len(pair[0])}
-    figure, axes = _panels(1, len(shown))
+    figure, axes = new_figure(1, len(shown))
     for axis, (quantity, (reference, predicted)) in zip(axes, shown.items(), strict=True):
         label, factor, unit = PARITY[quantity]
         axis.plot(reference, predicted, ".", markersize=2, alpha=0.5, color="C0", rasterized=True)
@@ -60,7 +60,7 @@ def thermo(log: str | Path) -> Figure:
         values = table[column]
         if np.isfinite(values).any() and (column != "volume_A3" or np.ptp(values) > 0):
             rows.append((label, [("", values)]))
-    figure, axes = _panels(len(rows), 1, width=7.0, height=1.9)
+    figure, axes = new_figure(len(rows), 1, width=7.0, height=1.9)
     for axis, (label, curves) in zip(axes, rows, strict=True):
         for name, values in curves:
             axis.plot(time, values, linewidth=0.8, label=name)
@@ -88,7 +88,7 @@ def learning_curve(log: str | Path) -> Figure:
             panels[f"{quantity} RMSE ({unit})"] = curves
     if not panels:
         raise UserError(f"{log}: has no column of errors (…_energy_rmse, …_force_rmse) to draw")
-    figure, axes = _panels(1, len(panels))
+    figure, axes = new_figure(1, len(panels))
     for axis, (label, curves) in zip(axes, panels.items(), strict=True):
         for name, values in curves.items():
             known = np.isfinite(values)
@@ -122,7 +122,8 @@ def _number(text: str) -> float:
         return float("nan")
 
 
-def _panels(rows: int, columns: int, width: float = 4.2, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+def new_figure(rows: int, columns: int, width: float = 4.2, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """An own figure of rows × columns axes; ``width`` and ``height`` of each in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
