@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FIRST_SPACING = 0.2  # of the normalised radial input, whose root mean square is about 1
 SAFETY = 4.0  # the bound divided by the largest error allowed on the sample structures
-MAX_CELLS = 20_000  # of one pair; functions that still need more are not smooth
+MAX_CELLS = 4096  # of one pair; functions that still need more are not smooth
 BETWEEN = (0.25, 0.5, 0.8)  # fractions of a cell at which values are compared
 SAMPLES = 3  # structures on which forces are compared
 
