@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpa1.errors import UserError
 from dpa1.frames import Frame
 from dpa1.neighbors import Neighbors, find_neighbors
 
@@ -29,6 +30,7 @@ class Batch:
     energy: (F,) eV; forces: (N, 3) eV/Å; virial: (F, 3, 3) eV; float64, NaN where a frame lacks the label.
     weight: (F,) loss weights.
     names: how messages name each frame.
+    level: (F,) int64, which of a potential's levels of theory each frame belongs to; None when that is not said.
     """
 
     numbers: Tensor
@@ -44,18 +46,32 @@ class Batch:
     virial: Tensor
     weight: Tensor
     names: tuple[str, ...] = ()
+    level: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.n_atoms)
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
-        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "names"}
-        return replace(self, **tensors)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
 
 
-def make_batch(frames: Sequence[Frame], cutoff: float, neighbors: Sequence[Neighbors] | None = None) -> Batch:
-    """Collate frames; neighbour lists are built here unless given (one per frame, same cutoff)."""
+def make_batch(
+    frames: Sequence[Frame],
+    cutoff: float,
+    neighbors: Sequence[Neighbors] | None = None,
+    levels: Sequence[str] = (),
+) -> Batch:
+    """Collate frames; neighbour lists are built here unless given (one per frame, same cutoff).
+
+    ``levels``: those of the potential, where the frames' own are to be used.
+
+    Raises
+    ------
+    UserError
+        when there are several levels and a frame's is none of them.
+    """
     if neighbors is None:
         neighbors = [find_neighbors(frame, cutoff, torch.get_num_threads()) for frame in frames]
     sizes = np.array([len(frame) for frame in frames])
@@ -82,4 +98,23 @@ def make_batch(frames: Sequence[Frame], cutoff: float, neighbors: Sequence[Neigh
         virial=torch.from_numpy(np.stack([nan_virial if f.virial is None else f.virial for f in frames])),
         weight=torch.tensor([f.weight for f in frames], dtype=torch.float64),
         names=tuple(f.name for f in frames),
+        level=torch.tensor([level_index(f, levels) for f in frames]) if levels else None,
     )
+
+
+def level_index(frame: Frame, levels: Sequence[str]) -> int:
+    """Which of a potential's levels of theory a frame belongs to; with a single one it is that.
+
+    Raises
+    ------
+    UserError
+        naming the frame and the levels there are.
+    """
+    if len(levels) == 1:
+        return 0
+    if frame.level not in levels:
+        said = "is not given" if frame.level is None else f"is {frame.level}"
+        raise UserError(
+            f"{frame.name}: its level of theory {said}, the model holds {', '.join(levels)}; name one of them"
+        )
+    return levels.index(frame.level)

@@ -5,7 +5,8 @@ import pytest
 
 from dpa1.config.base import parse
 from dpa1.config.data import DataConfig
-from dpa1.data.dataset import ConcatDataset, ListDataset, open_data, open_dataset
+from dpa1.data.dataset import ConcatDataset, ListDataset, open_dataset
+from dpa1.data.parts import open_data
 from dpa1.data.pack import pack
 from dpa1.data.read import read
 from dpa1.errors import UserError
@@ -63,9 +64,9 @@ def test_data_section():
     def section(**values):
         return parse(DataConfig, values, "run.yaml")
 
-    train, valid, test = open_data(section(train=str(FILES / "oxides.xyz"), test=[str(FILES / "bpa.xyz")]), seed=1)
+    train, valid, test, _ = open_data(section(train=str(FILES / "oxides.xyz"), test=[str(FILES / "bpa.xyz")]), seed=1)
     assert (len(train), len(valid), len(test)) == (30, 3, 8)
-    assert open_data(section(train=str(FILES / "oxides.xyz"), valid=None), seed=1)[1:] == (None, None)
+    assert open_data(section(train=str(FILES / "oxides.xyz"), valid=None), seed=1)[1:] == (None, None, [])
     for values, sentence in (
         ({"train": "a", "valid": 1.5}, "'valid'.*between 0 and 1"),
         ({"trian": "a"}, "did you mean 'train'"),

@@ -102,6 +102,8 @@ class ModelConfig(Section):
     """Of the fitting net."""
     fitting_timestep: bool = True
     """Learned factor on each residual step of the fitting net."""
+    fitting_per_level: bool = False
+    """A fitting net of its own for each level of theory; shared when false."""
     precision: Precision = "float32"
     """Of the descriptor; energies are always summed in float64."""
     fitting_precision: Precision | None = None

@@ -145,8 +145,8 @@ class TrainingConfig(Section):
     """Steps between checkpoints; 1000, or a tenth of a shorter run, when not given."""
     keep_checkpoints: Positive = 2
     """How many checkpoints to keep; older ones are removed."""
-    energy_bias: dict[str, float] = Field(default_factory=dict)
-    """eV; elements whose energy bias is given instead of fitted."""
+    energy_bias: dict[str, float | dict[str, float]] = Field(default_factory=dict)
+    """eV; elements whose energy bias is given instead of fitted. Of several levels: ``{level: {element: eV}}``."""
     pin_isolated_atoms: bool = True
     """A labelled frame of one isolated atom fixes that atom's energy exactly (network included)."""
     refit_bias: bool = True
@@ -157,6 +157,8 @@ class TrainingConfig(Section):
     """``cpu``, ``cuda``, ``cuda:1``…; ``auto`` takes a GPU when there is one."""
     threads: Positive | None = None
     """CPU threads; torch decides when not given."""
+    recompute: bool = False
+    """Evaluate each batch twice instead of keeping its graph: the same gradient with much less memory, a third slower."""
     prefetch: bool = True
     """Build the next batch in a background thread."""
 

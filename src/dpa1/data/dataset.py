@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
 
-from dpa1.config.data import DataConfig, SourceConfig
+from dpa1.config.data import SourceConfig
 from dpa1.data.labels import check_mapping
 from dpa1.data.read import iter_source
 from dpa1.data.report import LabelReport
@@ -26,10 +27,18 @@ class Dataset:
     ----------
     table: per-frame columns, known without reading a frame.
     report: which files were read and which key was taken for which label.
+    entries: names of the configuration's sources it was opened from.
+    entry: (F,) int64, which of them each frame is from.
     """
 
     table: FrameTable
     report: LabelReport
+    entries: tuple[str, ...] = ("data",)
+    _entry: np.ndarray | None = None
+
+    @property
+    def entry(self) -> np.ndarray:
+        return np.zeros(len(self), dtype=np.int64) if self._entry is None else self._entry
 
     def __len__(self) -> int:
         return len(self.table)
@@ -89,10 +98,10 @@ class Dataset:
         return _Subset(self, np.asarray(indices, dtype=np.int64))
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-        """(the rest, a random fraction), both at least one frame.
+        """(the rest, a random fraction), both at least one frame; of several sources the fraction of each.
 
-        The same seed and data give the same split. Single atoms, and the last frame with some element, stay in the rest:
-        the energy scale rests on them.
+        The same seed and data give the same split. Single atoms, and the last frame with some element at its level of
+        theory, stay in the rest: the energy scale rests on them.
 
         Raises
         ------
@@ -105,13 +114,18 @@ class Dataset:
         candidates = order[self.sizes[order] > 1]
         if len(candidates) < 2:
             candidates = order
-        n = min(max(1, round(fraction * len(self))), len(candidates) - 1)
         held = np.zeros(len(self), dtype=bool)
-        held[candidates[:n]] = True
+        for number in range(len(self.entries)):
+            own = candidates[self.entry[candidates] == number]
+            n = min(max(1, round(fraction * (self.entry == number).sum())), len(own) - 1)
+            held[own[: max(n, 0)]] = True
+        if not held.any():
+            held[candidates[0]] = True
         owner = self.table.owner()
-        for z in np.setdiff1d(self.table.z, self.table.z[~held[owner]]):
+        keys = self.table.z + len(chemical_symbols) * self.table.level[owner]
+        for key in np.setdiff1d(keys, keys[~held[owner]]):
             if held.sum() > 1:
-                held[owner[self.table.z == z][0]] = False
+                held[owner[keys == key][0]] = False
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
 
@@ -161,6 +175,7 @@ class ConcatDataset(Dataset):
 class _Subset(Dataset):
     def __init__(self, whole: Dataset, indices: np.ndarray) -> None:
         self.whole, self.indices = whole, indices
+        self.entries, self._entry = whole.entries, whole.entry[indices]
         self.table, self.report = whole.table.take(indices), whole.report
 
     def __getitem__(self, i: int) -> Frame:
@@ -201,7 +216,10 @@ def open_dataset(
     common = check_mapping(labels)
     parts: list[Dataset] = []
     frames: list[Frame] = []
+    names: list[str] = []
+    counts: list[int] = []
     for source in given:
+        before = sum(map(len, parts)) + len(frames)
         config = (
             source if isinstance(source, SourceConfig) else SourceConfig.model_validate({"path": os.fspath(source)})
         )
@@ -221,26 +239,18 @@ def open_dataset(
                 read = iter_source(found, symbols, explicit, report)
                 frames += [_adjust(frame, config.weight, config.level) for frame in read]
         report.require(own, since)
+        name = config.name or config.path
+        names.append(name if name not in names else f"{name} ({len(names) + 1})")
+        counts.append(sum(map(len, parts)) + len(frames) - before)
     if frames:
         parts.append(ListDataset(frames))
     report.require(tuple(pair for pair in common if not _overridden(pair[0], given)))
     dataset = parts[0] if len(parts) == 1 else ConcatDataset(parts)
     dataset.report = report
+    dataset.entries, dataset._entry = tuple(names), np.repeat(np.arange(len(names)), counts)
     return dataset
 
 
 def _overridden(quantity: str, given: Sequence[Any]) -> bool:
     """Whether every source names this quantity itself."""
     return all(isinstance(source, SourceConfig) and quantity in source.labels for source in given)
-
-
-def open_data(config: DataConfig, seed: int) -> tuple[Dataset, Dataset | None, Dataset | None]:
-    """(training, validation, test) datasets of a data section; the last two may be None."""
-    train = open_dataset(config.train, config.labels, config.type_map)
-    valid: Dataset | None = None
-    if isinstance(config.valid, float):
-        train, valid = train.split(config.valid, seed)
-    elif config.valid is not None:
-        valid = open_dataset(config.valid, config.labels, config.type_map)
-    test = None if config.test is None else open_dataset(config.test, config.labels, config.type_map)
-    return train, valid, test

@@ -57,10 +57,11 @@ class Loader:
         cutoff: float,
         cache_neighbors: int = 1 << 30,
         prefetch: int = 2,
+        levels: Sequence[str] = (),
     ) -> None:
         """``cache_neighbors``: bytes of neighbour lists to keep. ``prefetch``: batches prepared ahead in a thread; 0
-        prepares each when asked for."""
-        self.dataset, self.sampler, self.prefetch = dataset, sampler, prefetch
+        prepares each when asked for. ``levels``: the potential's, for ``Batch.level``."""
+        self.dataset, self.sampler, self.prefetch, self.levels = dataset, sampler, prefetch, tuple(levels)
         self.cache = NeighborCache(cutoff, cache_neighbors)
         self.indices = np.zeros(0, dtype=np.int64)
         self._state = sampler.state_dict()
@@ -73,7 +74,7 @@ class Loader:
         numbers = [int(i) for i in indices]
         frames = [self.dataset[i] for i in numbers]
         neighbors = [self.cache.get(i, frame) for i, frame in zip(numbers, frames, strict=True)]
-        return make_batch(frames, self.cache.cutoff, neighbors)
+        return make_batch(frames, self.cache.cutoff, neighbors, self.levels)
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class Sampler:
             "cost": int(self._costs.sum()),
             "budget": [self.budget.kind, self.budget.value],
             "shuffle": self.shuffle,
+            **({} if self._chances is None else {"shares": hashlib.sha256(self._chances.tobytes()).hexdigest()[:16]}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -113,7 +115,9 @@ class Sampler:
         UserError
             when data, seed or budget are not those of the state: the stream would be another.
         """
-        for key, value in self._identity().items():
+        now = self._identity()
+        for key in dict.fromkeys([*now, *(key for key in state if key not in ("epoch", "position"))]):
+            value = now.get(key)
             if state.get(key) != value:
                 raise UserError(
                     f"cannot continue the data stream: {key} was {state.get(key)} and is now {value}; "

@@ -41,7 +41,7 @@ def to_neutral(potential: Potential, where: str, level: str | None = None) -> di
         "preset_out_bias": None,
         "@variables": {"out_bias": bias, "out_std": np.ones((1, count, 1))},
         "descriptor": _descriptor(potential, tensors, int(sel or 0)),
-        "fitting": _fitting(potential, tensors),
+        "fitting": _fitting(potential, tensors, index),
     }
     return {"backend": "dpa1", "model": model, "model_def_script": _script(potential), "@variables": {}}
 
@@ -171,13 +171,14 @@ def _dense(tensors: dict[str, Any], prefix: str, activation: str, residual: bool
             "@variables": {"w": w, "b": b, "idt": idt}}  # fmt: skip
 
 
-def _fitting(potential: Potential, tensors: dict[str, Any]) -> dict[str, Any]:
+def _fitting(potential: Potential, tensors: dict[str, Any], level: int) -> dict[str, Any]:
+    owner = f"level_fittings.{level - 1}" if level and potential.level_fittings else "fitting"
     c, precision, count = potential.config, _fitting_precision(potential), len(potential.elements)
     width = potential.descriptor.width
-    net = _network(tensors, "fitting.hidden", width, c.fitting, c.fitting_activation, c.fitting_timestep, precision)
+    net = _network(tensors, f"{owner}.hidden", width, c.fitting, c.fitting_activation, c.fitting_timestep, precision)
     net |= {"@class": "FittingNetwork", "@version": 1, "out_dim": 1, "bias_out": True}
     del net["bias"]
-    net["layers"].append(_dense(tensors, "fitting.output", "none", False, precision))
+    net["layers"].append(_dense(tensors, f"{owner}.output", "none", False, precision))
     return {
         "@class": "Fitting", "type": "ener", "@version": 4, "var_name": "energy", "ntypes": count,
         "dim_descrpt": width, "dim_out": 1, "neuron": list(c.fitting), "resnet_dt": c.fitting_timestep,

@@ -24,6 +24,7 @@ from torch import Tensor
 from dpa1.batch import Batch
 
 QUANTITIES = ("energy", "force", "virial", "stress")
+MEANS = tuple(f"{quantity}_{kind}" for quantity in QUANTITIES for kind in ("rmse", "mae"))  # keys of ``means``
 _SIZE = len(QUANTITIES)  # row of (frames, atoms, –)
 _ELEMENTS = _SIZE + 1  # first of 119 rows of force errors per atomic number
 
@@ -80,14 +81,14 @@ class Metrics:
         ``worst``: quantity → [{frame, error}], the largest first (only where asked for).
         """
         sums = self.sums.cpu()
-        result: dict[str, Any] = _means(sums[:_SIZE])
+        result: dict[str, Any] = means(sums[:_SIZE])
         result["n_frames"], result["n_atoms"] = int(sums[_SIZE, 0]), int(sums[_SIZE, 1])
         result["per_element"] = {
             chemical_symbols[z]: {**_mean("force", row), "n_atoms": int(row[0]) // 3}
             for z, row in enumerate(sums[_ELEMENTS:])
             if row[0] > 0
         }
-        result["per_source"] = {name: _means(rows) for name, rows in self.sources.items()}
+        result["per_source"] = {name: means(rows) for name, rows in self.sources.items()}
         result["worst"] = {
             quantity: [{"frame": name, "error": error} for error, name in entries]
             for quantity, entries in self.worst.items()
@@ -143,7 +144,8 @@ def _mean(quantity: str, row: Tensor) -> dict[str, float]:
     return {f"{quantity}_rmse": (square / count) ** 0.5, f"{quantity}_mae": absolute / count}
 
 
-def _means(rows: Tensor) -> dict[str, float]:
+def means(rows: Tensor) -> dict[str, float]:
+    """(4, 3) sums → ``energy_rmse`` …, NaN where nothing is labelled."""
     return {
         key: value
         for quantity, row in zip(QUANTITIES, rows, strict=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dpa1.batch import Batch, make_batch
 from dpa1.config.model import ModelConfig
-from dpa1.errors import UserError
+from dpa1.errors import UserError, did_you_mean
 from dpa1.frames import make_frame
 from dpa1.kernels.wanted import geometry_only
 from dpa1.model import memory
@@ -43,6 +43,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 CHUNK_SLOTS = 3000  # neighbour slots evaluated at once on a CPU: what attention makes of them stays in its cache
 
 
+Level = int | Tensor  # one level's index, or (N,) that of each atom
 Pieces = tuple[Tensor, Tensor, Tensor]  # atomic energies, slopes along the pair vectors, descriptors
 
 
@@ -63,7 +64,8 @@ class Potential(nn.Module):
     Parameters
     ----------
     config: complete model configuration (elements set; ``mean_neighbors`` or ``sel`` set).
-    levels: names of the levels of theory it holds, each with its own energy bias.
+    levels: names of the levels of theory it holds, each with its own energy bias (and, with ``fitting_per_level``, its own
+        fitting net: that of the first is ``fitting``, those of the others ``level_fittings``).
     """
 
     energy_bias: Tensor
@@ -90,6 +92,8 @@ class Potential(nn.Module):
         )
         if config.convention == "smooth":
             spread_radial_steps(self.descriptor, self.fitting)
+        others = self.levels[1:] if config.fitting_per_level else ()
+        self.level_fittings = nn.ModuleList(copy.deepcopy(self.fitting) for _ in others)
         self.register_buffer("energy_bias", torch.zeros(len(self.levels), len(self.elements), dtype=torch.float64))
         lookup = torch.full((119,), -1, dtype=torch.int64)
         for index, symbol in enumerate(self.elements):
@@ -181,6 +185,7 @@ class Potential(nn.Module):
         """Convert the networks in place; the energy bias and all sums stay float64."""
         self.descriptor.to(DTYPES[descriptor])
         self.fitting.to(DTYPES[fitting or descriptor])
+        self.level_fittings.to(DTYPES[fitting or descriptor])
         return self
 
     def types(self, numbers: Tensor) -> Tensor:
@@ -199,7 +204,7 @@ class Potential(nn.Module):
 
     def forward(self, batch: Batch, level: str | None = None) -> Tensor:
         """Atomic energies (N,) eV float64 of a batch built with this model's cutoff."""
-        return self._whole(self._view(batch), self.level_index(level), derive=False, keep_descriptor=False)[0]
+        return self._whole(self._view(batch), self.levels_of(batch, level), derive=False, keep_descriptor=False)[0]
 
     def predict(
         self,
@@ -213,9 +218,11 @@ class Potential(nn.Module):
     ) -> dict[str, Tensor]:
         """All quantities of the table above. ``create_graph`` keeps them differentiable for training.
 
+        ``level``: that of all frames; without it each frame's own where the batch says, else the only one there is.
+
         Without it the atoms are evaluated in chunks, so memory stays bounded for any size.
         """
-        index = self.level_index(level)
+        index = self.levels_of(batch, level)
         if create_graph:
             return self._predict(batch, index, forces, virial, descriptor, self._whole)
         what = f"{len(batch.numbers)} atoms with {len(batch.centre)} pairs of neighbors"
@@ -223,7 +230,7 @@ class Potential(nn.Module):
             return self._predict(batch, index, forces, virial, descriptor, self._in_chunks)
 
     def _predict(
-        self, batch: Batch, index: int, forces: bool, virial: bool, descriptor: bool, evaluate: Callable[..., Pieces]
+        self, batch: Batch, index: Level, forces: bool, virial: bool, descriptor: bool, evaluate: Callable[..., Pieces]
     ) -> dict[str, Tensor]:
         view = self._view(batch)
         atomic, slope, rows = evaluate(view, index, forces or virial, descriptor)
@@ -253,9 +260,24 @@ class Potential(nn.Module):
         """
         if level is None and len(self.levels) == 1:
             return 0
+        if level is None:
+            raise UserError(f"this model holds several levels of theory ({', '.join(self.levels)}): name one of them")
         if level not in self.levels:
-            raise UserError(f"unknown level of theory {level!r}; this model holds {', '.join(self.levels)}")
+            hint = did_you_mean(level, self.levels)
+            raise UserError(f"unknown level of theory '{level}'{hint}; this model holds {', '.join(self.levels)}")
         return self.levels.index(level)
+
+    def levels_of(self, batch: Batch, level: str | None = None) -> Level:
+        """The named level's row for all atoms, or each atom's (N,) by the levels of the batch.
+
+        Raises
+        ------
+        UserError
+            as ``level_index``.
+        """
+        if level is None and len(self.levels) > 1 and batch.level is not None:
+            return batch.level[batch.frame]
+        return self.level_index(level)
 
     def _view(self, batch: Batch) -> View:
         """The pairs the model sees: all within the cutoff; deepmd convention: the nearest ``sel`` of each atom."""
@@ -279,20 +301,35 @@ class Potential(nn.Module):
         return View(types, types[first][batch.frame], centre, neighbor, vectors)
 
     def _evaluate(
-        self, plan: RowPlan, view: View, vectors: Tensor, neighbor: Tensor, level: int
+        self, plan: RowPlan, view: View, vectors: Tensor, neighbor: Tensor, level: Level
     ) -> tuple[Tensor, Tensor]:
         """Atomic energies (n,) eV float64 and descriptors (n, D) of one block of centre atoms."""
         visible = self._visible_pairs if self._hides_types else None
         rows = make_rows(plan, vectors, view.types, neighbor, view.first_type, visible, self.config, self.dtype)
         descriptor = self.descriptor(rows)
-        energy = self.fitting(descriptor.to(self.fitting.output.weight.dtype)).double()
-        energy = energy + self.energy_bias[level][rows.centre_type]
+        index = level if isinstance(level, int) else level[plan.atoms]
+        energy = self._fit(descriptor.to(self.fitting.output.weight.dtype), index).double()
+        energy = energy + self.energy_bias[index, rows.centre_type]
         if self.config.exclude_elements:
             kept = [symbol not in self.config.exclude_elements for symbol in self.elements]
             energy = torch.where(torch.tensor(kept, device=energy.device)[rows.centre_type], energy, 0.0)
         return energy, descriptor
 
-    def _whole(self, view: View, level: int, derive: bool, keep_descriptor: bool) -> Pieces:
+    def _fit(self, descriptor: Tensor, level: Level) -> Tensor:
+        """(n,) what the fitting net of each atom's level makes of its descriptor."""
+        if not self.level_fittings:
+            return cast(Tensor, self.fitting(descriptor))
+        heads = (self.fitting, *self.level_fittings)
+        if isinstance(level, int):
+            return cast(Tensor, heads[level](descriptor))
+        energy = descriptor.new_zeros(len(descriptor))
+        for index, head in enumerate(heads):
+            chosen = torch.nonzero(level == index)[:, 0]
+            if len(chosen):
+                energy = energy.index_add(0, chosen, head(descriptor[chosen]))
+        return energy
+
+    def _whole(self, view: View, level: Level, derive: bool, keep_descriptor: bool) -> Pieces:
         """Atomic energies, their slope along every pair vector and descriptors, all differentiable."""
         vectors = view.vectors.requires_grad_(derive)
         atoms, energies, descriptors = [], [], []
@@ -310,7 +347,7 @@ class Potential(nn.Module):
                 (slope,) = torch.autograd.grad(atomic.sum(), vectors, create_graph=True)
         return atomic, slope, torch.cat(descriptors)[place]
 
-    def _in_chunks(self, view: View, level: int, derive: bool, keep_descriptor: bool) -> Pieces:
+    def _in_chunks(self, view: View, level: Level, derive: bool, keep_descriptor: bool) -> Pieces:
         """The same without a graph, a bounded number of neighbour slots at a time."""
         atomic = view.vectors.new_zeros(len(view.types))
         slope = torch.zeros_like(view.vectors)
@@ -361,10 +398,10 @@ def _frame_sums(left: Tensor, right: Tensor, frame: Tensor, frames: int) -> Tens
     return left.new_zeros(frames, 3, 3).index_add(0, frame, outer)
 
 
-def empty_environment_energy(potential: Potential) -> np.ndarray:
-    """(E,) eV: what the network adds to an isolated atom of each element beyond its energy bias."""
+def empty_environment_energy(potential: Potential, level: int = 0) -> np.ndarray:
+    """(E,) eV: what the network adds to an isolated atom of each element beyond its energy bias, at one level."""
     frames = [make_frame([atomic_numbers[s]], np.zeros((1, 3))) for s in potential.elements]
     batch = make_batch(frames, potential.cutoff).to(potential.energy_bias.device)
     with torch.no_grad():
-        energy = potential(batch, potential.levels[0])
-    return (energy - potential.energy_bias[0]).cpu().numpy()
+        energy = potential(batch, potential.levels[level])
+    return (energy - potential.energy_bias[level]).cpu().numpy()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
-from dpa1.batch import Batch, make_batch
+from dpa1.batch import Batch, level_index, make_batch
 from dpa1.config.run import RunConfig
-from dpa1.data.composition import fit_composition
+from dpa1.data.composition import CompositionFit, fit_composition
 from dpa1.data.dataset import Dataset
 from dpa1.data.loader import Loader
 from dpa1.data.sampler import Budget, evaluation_batches
@@ -30,24 +32,30 @@ class Pins:
 
     Parameters
     ----------
-    energies: element symbol → eV, elements of the potential only.
+    energies: element symbol → eV, elements of the potential only; one such mapping per level of theory, in its order.
     """
 
-    def __init__(self, potential: Potential, energies: dict[str, float], level: int = 0) -> None:
-        self.level, self.symbols = level, tuple(energies)
+    def __init__(self, potential: Potential, *energies: dict[str, float]) -> None:
+        pairs = [(level, symbol) for level, found in enumerate(energies) for symbol in found]
+        self.symbols = tuple(tuple(found) for found in energies)
         device = potential.energy_bias.device
-        self.index = torch.tensor([potential.elements.index(s) for s in energies], device=device)
-        self.energies = torch.tensor(list(energies.values()), dtype=torch.float64, device=device)
-        atoms = [make_frame([atomic_numbers[s]], np.zeros((1, 3))) for s in energies]
-        self.atoms = make_batch(atoms, potential.cutoff).to(device)
-        self.column = torch.full((119,), -1, dtype=torch.int64, device=device)
-        self.column[self.atoms.numbers] = torch.arange(len(energies), device=device)
+        self.level = torch.tensor([level for level, _ in pairs], device=device)
+        self.index = torch.tensor([potential.elements.index(symbol) for _, symbol in pairs], device=device)
+        values = [energies[level][symbol] for level, symbol in pairs]
+        self.energies = torch.tensor(values, dtype=torch.float64, device=device)
+        atoms = [
+            make_frame([atomic_numbers[symbol]], np.zeros((1, 3)), level=potential.levels[level])
+            for level, symbol in pairs
+        ]
+        self.atoms = make_batch(atoms, potential.cutoff, levels=potential.levels).to(device)
+        self.column = torch.full((len(potential.levels), 119), -1, dtype=torch.int64, device=device)
+        self.column[self.level, self.atoms.numbers] = torch.arange(len(pairs), device=device)
 
     def apply(self, potential: Potential, batch: Batch) -> Tensor:
         """(F,) zeros that carry the gradient of −n summed over each frame's pinned atoms; call before ``predict``."""
         network = self._network(potential)
         potential.energy_bias[self.level, self.index] = self.energies - network.detach()
-        column = self.column[batch.numbers]
+        column = self.column[potential.levels_of(batch), batch.numbers]
         per_atom = torch.where(column >= 0, (network.detach() - network)[column.clamp(min=0)], 0.0)
         return per_atom.new_zeros(len(batch)).index_add(0, batch.frame, per_atom)
 
@@ -57,49 +65,84 @@ class Pins:
         potential.energy_bias[self.level, self.index] = self.energies - self._network(potential)
 
     def _network(self, potential: Potential) -> Tensor:
-        return potential(self.atoms, potential.levels[self.level]) - potential.energy_bias[self.level, self.index]
+        return potential(self.atoms) - potential.energy_bias[self.level, self.index]
 
 
-def isolated_energies(dataset: Dataset, config: RunConfig) -> dict[str, float]:
-    """Element symbol → labelled energy (eV) of the single-atom frames in which the atom sees nobody, images included.
+def isolated_energies(dataset: Dataset, config: RunConfig, levels: Sequence[str]) -> list[dict[str, float]]:
+    """Per level, element symbol → labelled energy (eV) of the single-atom frames whose atom sees nobody, images included.
 
     The first such frame of an element counts; elements with a given bias or excluded from the energy are left out.
     """
+    found: list[dict[str, float]] = [{} for _ in levels]
     if not config.training.pin_isolated_atoms or "energy" not in config.loss.terms:
-        return {}
-    table = dataset.table
-    left_out = {*config.training.energy_bias, *config.model.exclude_elements}
-    found: dict[str, float] = {}
+        return found
+    table, given = dataset.table, given_bias(config, levels)
     for i in np.flatnonzero((table.n_atoms == 1) & np.isfinite(table.energy)):
         frame = dataset[int(i)]
-        symbol = chemical_symbols[int(frame.numbers[0])]
+        symbol, level = chemical_symbols[int(frame.numbers[0])], level_index(frame, levels)
+        left_out = {*given[level], *config.model.exclude_elements}
         if (
-            symbol not in found
+            symbol not in found[level]
             and symbol not in left_out
             and not len(find_neighbors(frame, config.model.cutoff).centre)
         ):
-            found[symbol] = float(table.energy[i])
-            if len(found) == len(table.elements):
+            found[level][symbol] = float(table.energy[i])
+            if all(len(energies) == len(table.elements) for energies in found):
                 break
     return found
 
 
-def initialise(potential: Potential, dataset: Dataset, config: RunConfig, isolated: dict[str, float]) -> str:
-    """Fit the bias to the energies of all training frames; isolated atoms and given values are held. Returns a table."""
-    unknown = [symbol for symbol in config.training.energy_bias if symbol not in potential.elements]
+def given_bias(config: RunConfig, levels: Sequence[str]) -> list[dict[str, float]]:
+    """``training.energy_bias`` per level: element → eV, or with several levels, level → element → eV.
+
+    Raises
+    ------
+    UserError
+        when there are several levels and it does not say which is meant, or names one there is not.
+    """
+    given = config.training.energy_bias
+    plain = {symbol: value for symbol, value in given.items() if not isinstance(value, dict)}
+    named = {level: value for level, value in given.items() if isinstance(value, dict)}
+    unknown = [level for level in named if level not in levels]
+    if unknown or (plain and (named or len(levels) > 1)):
+        what = (
+            f"'{unknown[0]}' is no level of theory"
+            if unknown
+            else f"of which level of theory is '{next(iter(plain))}'?"
+        )
+        raise UserError(
+            f"'training.energy_bias': {what} There are {', '.join(levels)}; write  energy_bias: {{{levels[0]}: {{H: -13.6}}}}"
+        )
+    return [dict(named.get(level, plain)) for level in levels]
+
+
+def initialise(potential: Potential, dataset: Dataset, config: RunConfig, isolated: Sequence[dict[str, float]]) -> str:
+    """Fit each level's bias to its training energies; isolated atoms and given values are held. Returns tables."""
+    given = given_bias(config, potential.levels)
+    unknown = [symbol for values in given for symbol in values if symbol not in potential.elements]
     if unknown:
         raise UserError(
             f"'training.energy_bias': {', '.join(unknown)} is no element of the model; it has {', '.join(potential.elements)}"
         )
-    fixed = {**isolated, **config.training.energy_bias}
-    if not dataset.coverage["energy"]:
-        for symbol, energy in fixed.items():
-            potential.energy_bias[0, potential.elements.index(symbol)] = energy
-        return "energy bias: no training frame has an energy, so there is nothing to fit"
-    fit = fit_composition(dataset, potential.elements, fixed=fixed)
-    potential.energy_bias[0] = torch.from_numpy(fit.bias)
-    pinned = f"\nheld exact as isolated atoms: {', '.join(isolated)}" if isolated else ""
-    return f"energy bias, fitted to the training energies\n{fit.table()}{pinned}"
+    fits: list[CompositionFit | None] = []
+    lines: list[str] = []
+    for level, name in enumerate(potential.levels):
+        fixed = {**isolated[level], **given[level]}
+        title = "energy bias" + (f" of level {name}" if len(potential.levels) > 1 else "")
+        chosen = frames_of_level(dataset, potential.levels, level)
+        if not np.isfinite(dataset.table.energy[chosen]).any():
+            for symbol, energy in fixed.items():
+                potential.energy_bias[level, potential.elements.index(symbol)] = energy
+            lines.append(f"{title}: no training frame has an energy, so there is nothing to fit")
+            fits.append(None)
+            continue
+        fit = fit_composition(dataset.table.take(chosen), potential.elements, fixed=fixed)
+        potential.energy_bias[level] = torch.from_numpy(fit.bias)
+        pinned = f"\nheld exact as isolated atoms: {', '.join(isolated[level])}" if isolated[level] else ""
+        lines.append(f"{title}, fitted to the training energies\n{fit.table()}{pinned}")
+        fits.append(fit)
+    lines += _fill_absent(potential.energy_bias, fits, potential)
+    return "\n".join(lines)
 
 
 def refit(
@@ -111,18 +154,47 @@ def refit(
     world: World,
     atoms: int = SAMPLE_ATOMS,
 ) -> str:
-    """Shift the bias by the least-squares fit of label − prediction on a sample of training frames. Returns a table.
+    """Shift each level's bias by the least-squares fit of label − prediction on a sample of its training frames.
 
-    Pinned isolated atoms and given values stay as they are. ``atoms``: size of the sample at most.
+    Pinned isolated atoms and given values stay as they are. ``atoms``: size of a sample at most. Returns tables.
     """
     if pins:
         pins.fold(potential)
-    chosen = np.flatnonzero(np.isfinite(dataset.table.energy))
-    if len(chosen):
+    fits: list[CompositionFit | None] = []
+    lines: list[str] = []
+    shift = torch.zeros_like(potential.energy_bias)
+    for level, name in enumerate(potential.levels):
+        title = "energy bias" + (f" of level {name}" if len(potential.levels) > 1 else "")
+        chosen = frames_of_level(dataset, potential.levels, level)
+        chosen = chosen[np.isfinite(dataset.table.energy[chosen])]
+        held = dict.fromkeys(
+            [*(pins.symbols[level] if pins else ()), *given_bias(config, potential.levels)[level]], 0.0
+        )
+        if not len(chosen) or len(held) == len(potential.elements):
+            lines.append(f"{title}: nothing to refit")
+            fits.append(None)
+            continue
         chosen = chosen[sample(dataset.subset(chosen), config.training.statistics_frames, config.seed, atoms)]
-    held = dict.fromkeys([*(pins.symbols if pins else ()), *config.training.energy_bias], 0.0)
-    if not len(chosen) or len(held) == len(potential.elements):
-        return "energy bias: nothing to refit"
+        fit = fit_composition(_residuals(potential, dataset, chosen, loader, world), potential.elements, fixed=held)
+        shift[level] = torch.from_numpy(fit.bias).to(world.device)
+        lines.append(f"{title}, shift fitted to the residuals of the model\n{fit.table()}")
+        fits.append(fit)
+    _fill_absent(shift, fits, potential)
+    potential.energy_bias += shift
+    return "\n".join(lines)
+
+
+def frames_of_level(dataset: Dataset, levels: Sequence[str], level: int) -> np.ndarray:
+    """Sorted numbers of the frames of one level; of the only level all are."""
+    if len(levels) == 1:
+        return np.arange(len(dataset))
+    return np.flatnonzero(dataset.table.level == dataset.table.levels.index(levels[level]))
+
+
+def _residuals(
+    potential: Potential, dataset: Dataset, chosen: np.ndarray, loader: Loader, world: World
+) -> tuple[np.ndarray, np.ndarray]:
+    """(C, E) atoms per element and (C,) label − prediction in eV of the chosen frames, the work shared by all processes."""
     residuals = torch.zeros(len(chosen), dtype=torch.float64, device=world.device)
     counts = torch.zeros(len(chosen), len(potential.elements), dtype=torch.float64, device=world.device)
     budget = Budget("atoms", max(1024, int(dataset.sizes.max())))
@@ -135,6 +207,29 @@ def refit(
         counts.index_put_((place[batch.frame], potential.types(batch.numbers)), ones, accumulate=True)
     world.add(residuals)
     world.add(counts)
-    fit = fit_composition((counts.cpu().numpy(), residuals.cpu().numpy()), potential.elements, fixed=held)
-    potential.energy_bias[0] += torch.from_numpy(fit.bias).to(world.device)
-    return f"energy bias, shift fitted to the residuals of the model\n{fit.table()}"
+    return counts.cpu().numpy(), residuals.cpu().numpy()
+
+
+def _fill_absent(bias: Tensor, fits: Sequence[CompositionFit | None], potential: Potential) -> list[str]:
+    """Elements a level has no frame of: the value of another level, moved by the mean difference of the elements both have.
+
+    Returns what was done, one line per level.
+    """
+    lines = []
+    column = {symbol: k for k, symbol in enumerate(potential.elements)}
+    for level, fit in enumerate(fits):
+        filled = []
+        for symbol in fit.absent if fit else ():
+            for other, theirs in enumerate(fits):
+                if fit is None or theirs is None or other == level or symbol in theirs.absent:
+                    continue
+                known = [column[s] for s in potential.elements if s not in fit.absent and s not in theirs.absent]
+                offset = (bias[level, known] - bias[other, known]).mean() if known else 0.0
+                bias[level, column[symbol]] = bias[other, column[symbol]] + offset
+                filled.append(symbol)
+                break
+        if filled:
+            lines.append(
+                f"level {potential.levels[level]} has no frame with {', '.join(filled)}: their bias follows another level's"
+            )
+    return lines

@@ -14,11 +14,14 @@ import torch
 
 from dpa1.config.run import RunConfig, complete_values
 from dpa1.container import replace_file
+from dpa1.data.dataset import Dataset
 from dpa1.data.loader import Loader
 from dpa1.model.file import save_model
 from dpa1.model.metrics import Metrics
 from dpa1.model.potential import Potential
+from dpa1.training.bias import frames_of_level
 from dpa1.training.distributed import World
+from dpa1.training.per_source import PerSource, several, table
 from dpa1.training.prepare import Data, evaluation_loader
 from dpa1.training.trainer import Progress
 
@@ -27,12 +30,18 @@ def measure_errors(potential: Potential, share: tuple[Loader, list[np.ndarray]],
     """Errors over all processes' shares of some frames, as ``Metrics.result`` gives them."""
     loader, batches = share
     metrics = Metrics()
+    assert isinstance(loader.dataset, Dataset)
+    per_source = PerSource(loader.dataset, potential.levels, world.device)
     for indices in batches:
         batch = loader.make(indices).to(world.device)
-        metrics.update(batch, potential.predict(batch))
+        per_source.add(indices, metrics.update(batch, potential.predict(batch)))
     metrics.sums = world.add(metrics.sums.to(world.device))
     result = metrics.result()
-    return {key: value for key, value in result.items() if key not in ("per_source", "worst")}
+    rows = per_source.rows(world)
+    return {
+        **{k: v for k, v in result.items() if k not in ("per_source", "worst")},
+        "sources": rows if several(rows) else [],
+    }
 
 
 def evaluate_parts(
@@ -43,7 +52,7 @@ def evaluate_parts(
     if valid is not None:
         errors["valid"] = measure_errors(potential, valid, world)
     if data.test is not None:
-        share = evaluation_loader(data.test, config, potential.cutoff, world)
+        share = evaluation_loader(data.test, config, potential, world)
         errors["test"] = measure_errors(potential, share, world)
     return errors
 
@@ -69,6 +78,15 @@ def save(
             "seconds": round(progress.seconds, 1),
             "seed": config.seed,
             "sources": data.train.sources[:50],
+            "levels": {
+                name: {
+                    "elements": data.train.table.take(chosen).elements,
+                    "frames": len(chosen),
+                }
+                for level, name in enumerate(potential.levels)
+                for chosen in [frames_of_level(data.train, potential.levels, level)]
+            },
+            "dropped": len(data.dropped),
             "frames": {
                 name: len(part)
                 for name, part in (("train", data.train), ("valid", data.valid), ("test", data.test))
@@ -96,9 +114,13 @@ def summary(errors: dict[str, dict[str, Any]], model: Path, progress: Progress) 
                 if not math.isnan(values[f"{quantity}_rmse"])
             ]
             lines.append(f"RMSE on {values['n_frames']} {part} frames: {', '.join(shown)}")
+            if values["sources"]:
+                lines.append(table(part, values["sources"]))
     return "\n".join([*lines, f"model: {model}"])
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: what was not measured is left out."""
-    return {k: v for k, v in values.items() if not (isinstance(v, float) and math.isnan(v)) and k != "per_element"}
+    kept = {k: v for k, v in values.items() if not (isinstance(v, float) and math.isnan(v)) and k != "per_element"}
+    sources = [_numbers(row) for row in kept.pop("sources", [])]
+    return {**kept, "sources": sources} if sources else kept

@@ -12,10 +12,12 @@ import torch
 from dpa1.batch import Batch, make_batch
 from dpa1.config.model import ModelConfig
 from dpa1.config.run import RunConfig
-from dpa1.data.dataset import Dataset, open_data
+from dpa1.data.dataset import Dataset
 from dpa1.data.loader import Loader
+from dpa1.data.outliers import Dropped
+from dpa1.data.parts import open_data
 from dpa1.data.sampler import Budget, Sampler, estimate_pairs, evaluation_batches
-from dpa1.errors import UserError
+from dpa1.errors import UserError, did_you_mean
 from dpa1.model.potential import Potential
 from dpa1.training.distributed import World
 from dpa1.training.loss import LABELS
@@ -26,13 +28,14 @@ SAMPLE_ATOMS = 50_000  # atoms in a sample for statistics at most
 
 @dataclass(frozen=True)
 class Data:
-    """The three parts of the data; every element and label they need has been checked."""
+    """The three parts of the data; every element, label and level of theory they need has been checked."""
 
     train: Dataset
     valid: Dataset | None
     test: Dataset | None
     elements: tuple[str, ...]
-    level: str
+    levels: tuple[str, ...]
+    dropped: tuple[Dropped, ...] = ()
 
 
 def open_checked(config: RunConfig) -> Data:
@@ -41,11 +44,12 @@ def open_checked(config: RunConfig) -> Data:
     Raises
     ------
     UserError
-        unreadable data, a label the loss asks for that no frame has, an element only outside the training data,
-        several levels of theory.
+        unreadable data, a label the loss asks for that no frame has, a source without any of them, an element only
+        outside the training data, a level of theory that is missing or that no training frame has.
     """
-    train, valid, test = open_data(config.data, config.seed)
+    train, valid, test, dropped = open_data(config.data, config.seed)
     train.require([LABELS[term] for term in config.loss.terms])
+    _check_sources(train, [LABELS[term] for term in config.loss.terms])
     _check_metric(config, valid)
     elements = config.model.elements or tuple(train.elements)
     for name, part in (("training", train), ("validation", valid), ("test", test)):
@@ -55,12 +59,45 @@ def open_checked(config: RunConfig) -> Data:
                 "add it to model.elements" if config.model.elements else "no training frame has it: remove such frames"
             )
             raise UserError(f"the {name} data hold {', '.join(unknown)}, which the model does not know; {remedy}")
-    levels = sorted({level for part in (train, valid, test) if part for level in part.table.levels})
-    if len(levels) > 1:
-        raise UserError(
-            f"the data mix the levels of theory {', '.join(levels)}, whose energies do not compare; train on one of them"
-        )
-    return Data(train, valid, test, elements, levels[0] if levels else "default")
+    parts = {"training": train, "validation": valid, "test": test}
+    levels = _levels({name: part for name, part in parts.items() if part is not None})
+    return Data(train, valid, test, elements, levels, tuple(dropped))
+
+
+def _levels(parts: dict[str, Dataset]) -> tuple[str, ...]:
+    """The levels of theory of the training frames, in their order; those of the other parts are among them."""
+    train = parts["training"]
+    used = np.unique(train.table.level)
+    levels = tuple(train.table.levels[k] for k in used if k >= 0) or ("default",)
+    for name, part in parts.items():
+        for i in np.flatnonzero(part.table.level < 0)[:1]:
+            if len(levels) > 1:
+                where = part.entries[part.entry[i]]
+                raise UserError(
+                    f"{where}: its level of theory is not given, while the training data hold {', '.join(levels)}; "
+                    "name the level of each source"
+                )
+        strange = [part.table.levels[k] for k in np.unique(part.table.level) if k >= 0]
+        strange = [level for level in strange if level not in levels and (levels != ("default",) or name != "training")]
+        if strange:
+            hint = did_you_mean(strange[0], levels)
+            raise UserError(
+                f"the {name} data hold the level of theory '{strange[0]}'{hint}, which no training frame has; "
+                f"the training data hold {', '.join(levels)}"
+            )
+    return levels
+
+
+def _check_sources(train: Dataset, labels: list[str]) -> None:
+    """Every source has at least one label that the loss asks for."""
+    labelled = np.any([train.table.has(label) for label in labels], axis=0)
+    for number, name in enumerate(train.entries):
+        own = train.entry == number
+        if own.any() and not labelled[own].any():
+            raise UserError(
+                f"{name}: no frame has {' or '.join(labels)}, which is all that the loss asks for; "
+                "leave the source out, or name the keys of its labels"
+            )
 
 
 def _check_metric(config: RunConfig, valid: Dataset | None) -> None:
@@ -75,21 +112,39 @@ def _check_metric(config: RunConfig, valid: Dataset | None) -> None:
         raise UserError(f"no validation frame has {names}, so '{metric}' cannot be measured; set data.valid to null")
 
 
-def make_loader(dataset: Dataset, config: RunConfig, cutoff: float, world: World) -> Loader:
+def make_loader(dataset: Dataset, config: RunConfig, potential: Potential, world: World) -> Loader:
     """The endless, seeded stream of this process's training batches."""
     kind, value = config.training.budget
-    sampler = Sampler(_costs(dataset, kind, cutoff), Budget(kind, value), config.seed, world.rank, world.size)
-    return Loader(dataset, sampler, cutoff, prefetch=2 if config.training.prefetch else 0)
+    costs, chances = _costs(dataset, kind, potential.cutoff), frame_chances(dataset, config)
+    sampler = Sampler(costs, Budget(kind, value), config.seed, world.rank, world.size, weights=chances)
+    prefetch = 2 if config.training.prefetch else 0
+    return Loader(dataset, sampler, potential.cutoff, prefetch=prefetch, levels=potential.levels)
+
+
+def frame_chances(dataset: Dataset, config: RunConfig) -> np.ndarray | None:
+    """(F,) chance of each training frame to be drawn, from shares or a sampling temperature; None: each once per epoch."""
+    data = config.data
+    sizes = np.bincount(dataset.entry, minlength=len(dataset.entries)).astype(float)
+    if data.sampling_temperature is not None:
+        shares = sizes ** (1.0 / data.sampling_temperature)
+    elif data.train[0].share is not None:
+        shares = np.array([source.share for source in data.train], dtype=float)
+    else:
+        return None
+    # A source of which no frame is left is not drawn from.
+    shares = np.where(sizes > 0, shares, 0.0) / shares[sizes > 0].sum()
+    return np.asarray((shares / np.maximum(sizes, 1.0))[dataset.entry])
 
 
 def evaluation_loader(
-    dataset: Dataset, config: RunConfig, cutoff: float, world: World
+    dataset: Dataset, config: RunConfig, potential: Potential, world: World
 ) -> tuple[Loader, list[np.ndarray]]:
     """This process's share of ``dataset``: a loader and the frame numbers of each batch."""
     kind, value = config.training.budget
     budget = Budget(kind, value)
-    costs = _costs(dataset, kind, cutoff)
-    loader = Loader(dataset, Sampler(costs, budget, config.seed, shuffle=False), cutoff, prefetch=0)
+    costs = _costs(dataset, kind, potential.cutoff)
+    sampler = Sampler(costs, budget, config.seed, shuffle=False)
+    loader = Loader(dataset, sampler, potential.cutoff, prefetch=0, levels=potential.levels)
     return loader, evaluation_batches(costs, budget, world.rank, world.size)
 
 
@@ -122,7 +177,7 @@ def build(config: ModelConfig, data: Data, chosen: np.ndarray, seed: int) -> tup
     if config.convention == "smooth" and config.mean_neighbors is None:
         config = config.model_copy(update={"mean_neighbors": round(statistics.mean_neighbors, 4)})
     torch.manual_seed(seed)
-    potential = Potential(config, [data.level])
+    potential = Potential(config, data.levels)
     install(potential, statistics)
     potential.info["trained_elements"] = [symbol for symbol in data.elements if symbol in data.train.elements]
     return potential, statistics.max_neighbors

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dpa1.config.run import RunConfig, complete_values, config_from, load_config, write_config
+from dpa1.container import replace_file
+from dpa1.data.outliers import dropped_csv, summary
+from dpa1.data.table import LABELS
 from dpa1.errors import RunError, UserError
 from dpa1.kernels.allocator import keep_freed_memory
 from dpa1.model.potential import Potential
 from dpa1.training import bias, checkpoint, finish
 from dpa1.training.distributed import World, join, leave
 from dpa1.training.loggers import check_installed, open_loggers
+from dpa1.training.per_source import SourceCsv
 from dpa1.training.prepare import (
     Data,
     build,
     evaluation_loader,
+    frame_chances,
     make_loader,
     open_checked,
     resolve_steps,
@@ -32,7 +39,8 @@ from dpa1.training.trainer import Trainer
 CONTENT = """run folder {folder}
   config.yaml    the complete configuration      checkpoints/   to continue with --resume
   train.log      these lines                     best.dpa1      best model so far, by validation
-  metrics.csv    errors along the run            model.dpa1     the trained model, at the end"""
+  metrics.csv    errors along the run            model.dpa1     the trained model, at the end
+  sources.csv    validation errors per source"""
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,43 @@ class RunResult:
     test: dict[str, Any] = field(default_factory=dict)
 
 
-def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = False, quiet: bool = False) -> RunResult:
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run with all it held, for what comes after it (its report).
+
+    Attributes
+    ----------
+    potential: the trained model.  data, config: what it was trained on and how.  folder: the run folder.
+    errors: ``valid`` and ``test`` errors of all frames, empty without such data.
+    steps, seconds: of the training loop.
+    """
+
+    potential: Potential
+    data: Data
+    config: RunConfig
+    folder: Path
+    errors: dict[str, dict[str, Any]]
+    steps: int
+    seconds: float
+
+
+Finished = Callable[[Outcome], str]  # returns a line for the screen and the log
+
+
+def train(
+    config: RunConfig | dict[str, Any] | str | Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    finished: Finished | None = None,
+) -> RunResult:
     """Train a potential as ``config`` (or the file it names) says.
 
     Parameters
     ----------
     resume: continue the interrupted run in the output folder exactly where its last checkpoint stands.
     quiet: nothing on the screen; ``train.log`` is written all the same.
+    finished: called by the main process after the model was saved.
 
     Raises
     ------
@@ -88,7 +126,7 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
             config = stored_config(folder, config)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
-        return _train(config, folder, world, report, resume)
+        return _train(config, folder, world, report, resume, finished)
     except RunError as error:
         report.note(f"failed: {error}")
         raise
@@ -118,17 +156,21 @@ def _enter_folder(folder: Path, world: World, report: Report) -> None:
     report.say(CONTENT.format(folder=folder))
 
 
-def _train(config: RunConfig, folder: Path, world: World, report: Report, resume: bool) -> RunResult:
+def _train(
+    config: RunConfig, folder: Path, world: World, report: Report, resume: bool, finished: Finished | None
+) -> RunResult:
     start = checkpoint.latest(folder / "checkpoints") if resume else None
     data = open_checked(config)
     _describe(data, config, report)
     _enter_folder(folder, world, report)
+    if data.dropped and world.main:
+        replace_file(folder / "dropped.csv", dropped_csv(data.dropped).encode())
     potential, isolated = _model(config, data, start, report)
     potential.to(world.device)
-    pins = bias.Pins(potential, isolated) if isolated else None
-    train = make_loader(data.train, config, potential.cutoff, world)
+    pins = bias.Pins(potential, *isolated) if any(isolated) else None
+    train = make_loader(data.train, config, potential, world)
     config = resolve_steps(config.model_copy(update={"model": potential.config}), train.sampler)
-    valid = evaluation_loader(data.valid, config, potential.cutoff, world) if data.valid else None
+    valid = evaluation_loader(data.valid, config, potential, world) if data.valid else None
     if start is None and config.training.refit_bias:
         # Takes out the constant that the untrained network adds, which energies would otherwise learn slowly.
         bias.refit(potential, data.train, config, train, pins, world, atoms=5000)
@@ -140,12 +182,13 @@ def _train(config: RunConfig, folder: Path, world: World, report: Report, resume
     if world.main:
         checkpoint.remove_halves(folder)
         write_config(config, folder / "config.yaml")
+        trainer.source_log = SourceCsv(folder / "sources.csv", trainer.progress.step)
         trainer.loggers = open_loggers(config.loggers, folder, complete_values(config), trainer.progress.step)
     try:
         trainer.run()
     finally:
         train.close()
-        for logger in trainer.loggers:
+        for logger in [*trainer.loggers, *filter(None, [trainer.source_log])]:
             logger.close()
     trainer.restore_best()
     if config.training.refit_bias:
@@ -153,14 +196,19 @@ def _train(config: RunConfig, folder: Path, world: World, report: Report, resume
     errors = finish.evaluate_parts(potential, data, config, world, valid)
     model = finish.save(potential, config, data, folder, trainer.progress, errors, world)
     report.say(finish.summary(errors, model, trainer.progress))
+    if finished is not None and world.main:
+        progress = trainer.progress
+        report.say(finished(Outcome(potential, data, config, folder, errors, progress.step, progress.seconds)))
     return RunResult(model, folder, trainer.progress.step, trainer.progress.seconds, **errors)
 
 
-def _model(config: RunConfig, data: Data, start: Path | None, report: Report) -> tuple[Potential, dict[str, float]]:
+def _model(
+    config: RunConfig, data: Data, start: Path | None, report: Report
+) -> tuple[Potential, list[dict[str, float]]]:
     """The model to train, measured from the data or empty for a checkpoint to fill; the isolated atoms it must fit."""
-    isolated = bias.isolated_energies(data.train, config)
+    isolated = bias.isolated_energies(data.train, config, data.levels)
     if start is not None:
-        potential = Potential(config.model, [data.level])
+        potential = Potential(config.model, data.levels)
     else:
         chosen = sample(data.train, config.training.statistics_frames, config.seed)
         potential, most = build(config.model, data, chosen, config.seed)
@@ -178,6 +226,10 @@ def _model(config: RunConfig, data: Data, start: Path | None, report: Report) ->
 
 def _describe(data: Data, config: RunConfig, report: Report) -> None:
     report.say(data.train.report.shortened())
+    if data.dropped:
+        report.say(summary(data.dropped))
+    if len(data.levels) > 1 or len(data.train.entries) > 1:
+        report.say(_sources(data, config))
     for name, part in (("training", data.train), ("validation", data.valid), ("test", data.test)):
         if part is not None:
             coverage = ", ".join(f"{label} {n}" for label, n in part.coverage.items() if n)
@@ -185,3 +237,19 @@ def _describe(data: Data, config: RunConfig, report: Report) -> None:
             report.say(f"{name}: {len(part)} frames of {sizes.min()}–{sizes.max()} atoms; labels: {coverage or 'none'}")
     if data.train.coverage["virial"] and "virial" not in config.loss.terms:
         report.say("note: the training data have virials, which the loss ignores; set loss.virial to use them")
+
+
+def _sources(data: Data, config: RunConfig) -> str:
+    """One line per source of the training data: level, frames, labels, share of the frames drawn."""
+    train, chances = data.train, frame_chances(data.train, config)
+    lines = [f"levels of theory: {', '.join(data.levels)}; sources of the training data:"]
+    for number, name in enumerate(train.entries):
+        own = np.flatnonzero(train.entry == number)
+        part = train.table.take(own)
+        levels = [part.levels[k] for k in np.unique(part.level) if k >= 0] or [data.levels[0]]
+        labels = ", ".join(f"{label} {part.has(label).sum()}" for label in LABELS if part.has(label).any())
+        share = len(own) / len(train) if chances is None else float(chances[own].sum())
+        lines.append(
+            f"  {name}: level {', '.join(levels)}, {len(own)} frames ({labels}), {100 * share:.3g} % of the frames drawn"
+        )
+    return "\n".join(lines)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from dpa1.batch import Batch
+from dpa1.kernels.wanted import parameters_only
+from dpa1.model import memory
 from dpa1.model.metrics import frame_sums
 from dpa1.model.potential import Potential
+from dpa1.model.recompute import backpropagate
 from dpa1.training.bias import Pins
 from dpa1.training.distributed import World
 from dpa1.training.loss import Loss
@@ -46,9 +49,11 @@ class Step:
         clipper: Clipper,
         world: World,
         pins: Pins | None,
+        recompute: bool = False,
     ) -> None:
+        """``recompute``: keep no graph of the whole batch but evaluate it twice, the second time block by block."""
         self.potential, self.loss, self.optimizer, self.clipper = potential, loss, optimizer, clipper
-        self.world, self.pins = world, pins
+        self.world, self.pins, self.recompute = world, pins, recompute
         self.parameters = [p for p in potential.parameters() if p.requires_grad]
         self.sums = torch.zeros(4, 3, dtype=torch.float64, device=world.device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=world.device)  # frames, Σ loss
@@ -59,10 +64,10 @@ class Step:
         frames = sum(len(batch) for batch in batches)
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for batch in batches:
-            losses = self.losses(batch, ramp)
-            value = losses.sum()
-            value.backward()
-            total += value.detach()
+            what = f"{len(batch.numbers)} atoms with {len(batch.centre)} pairs of neighbors in one training step"
+            remedy = "lower training.batch_atoms" + ("" if self.recompute else ", or set training.recompute: true")
+            with memory.enough(what, remedy, self.world.device):
+                total += self.backward(batch, ramp)
         gradients = self._gradients()
         if self.world.size > 1:
             frames, total, stop = self._union(gradients, frames, total, stop)
@@ -78,10 +83,31 @@ class Step:
             self.totals += torch.stack([torch.full_like(total, frames), total])
         return outcome
 
+    def backward(self, batch: Batch, ramp: float) -> Tensor:
+        """Add the gradient of the summed losses of one batch to the parameters' and return that sum."""
+        if not self.recompute:
+            value = self.losses(batch, ramp).sum()
+            with parameters_only():
+                value.backward(inputs=self.parameters)
+            return value.detach()
+        energy = self.pins.apply(self.potential, batch) if self.pins else None
+        prediction = self.potential.predict(batch, forces=self.loss.forces, virial=self.loss.virial)
+        leaves = {
+            name: prediction[name].requires_grad_() for name in ("energy", "forces", "virial") if name in prediction
+        }
+        value = self._compare(batch, dict(leaves), energy, ramp).sum()
+        value.backward()
+        cotangents = [leaves[name].grad if name in leaves else None for name in ("energy", "forces", "virial")]
+        backpropagate(self.potential, batch, *cotangents)
+        return value.detach()
+
     def losses(self, batch: Batch, ramp: float) -> Tensor:
         """(F,) differentiable losses of one batch; adds its errors to the running sums."""
         energy = self.pins.apply(self.potential, batch) if self.pins else None
         prediction = self.potential.predict(batch, create_graph=True, forces=self.loss.forces, virial=self.loss.virial)
+        return self._compare(batch, prediction, energy, ramp)
+
+    def _compare(self, batch: Batch, prediction: dict[str, Tensor], energy: Tensor | None, ramp: float) -> Tensor:
         if energy is not None:
             prediction["energy"] = prediction["energy"] + energy
         self.sums += frame_sums(batch, prediction).sum(0)

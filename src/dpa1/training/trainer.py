@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dpa1.config.run import RunConfig
+from dpa1.data.dataset import Dataset
 from dpa1.data.loader import Loader
 from dpa1.errors import RunError
 from dpa1.frames import Frame
@@ -27,6 +28,7 @@ from dpa1.training.ema import Average
 from dpa1.training.loggers import ERRORS, Logger
 from dpa1.training.loss import Loss
 from dpa1.training.optimizer import Clipper, load_optimizer_state, make_optimizer, optimizer_state
+from dpa1.training.per_source import PerSource, SourceCsv, several
 from dpa1.training.progress import Report
 from dpa1.training.schedule import Schedule
 from dpa1.training.signals import stop_signals
@@ -70,12 +72,14 @@ class Trainer:
         self.potential, self.config, self.world, self.folder = potential, config, world, folder
         self.train, self.valid, self.report, self.pins = train, valid, report, pins
         self.loggers: list[Logger] = []
+        self.source_log: SourceCsv | None = None
+        self.sources: list[dict[str, Any]] = []  # of the last validation
         self.loss, self.schedule = Loss(run.loss), Schedule(config)
         parameters = [p for p in potential.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(parameters, config.optimizer)
         self.clipper = Clipper(config, world.device)
         self.average = Average(potential, config.ema) if config.ema else None
-        self.step = Step(potential, self.loss, self.optimizer, self.clipper, world, pins)
+        self.step = Step(potential, self.loss, self.optimizer, self.clipper, world, pins, config.recompute)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.log_every = config.log_every or max(min(10, config.steps), config.steps // 200)
@@ -154,6 +158,8 @@ class Trainer:
             for logger in self.loggers:
                 logger.row(values)
             self.report.row(values)
+            if validate and self.source_log and several(self.sources):
+                self.source_log.write(step, "valid", self.sources)
         return validate
 
     def _epoch(self) -> float:
@@ -169,15 +175,18 @@ class Trainer:
             metrics = Metrics()
             total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
             loader, batches = self.valid
+            assert isinstance(loader.dataset, Dataset)
+            per_source = PerSource(loader.dataset, self.potential.levels, self.world.device)
             for indices in batches:
                 batch = loader.make(indices).to(self.world.device)
                 prediction = self.potential.predict(batch)
-                metrics.update(batch, prediction)
+                per_source.add(indices, metrics.update(batch, prediction))
                 losses = self.loss(batch, prediction, ramp=0.0).detach()
                 total += torch.stack([losses.sum(), torch.full_like(losses.sum(), len(batch))])
             sums = self.world.add(metrics.sums.to(self.world.device))[:4]
             self.world.add(total)
             values = {"valid_loss": float(total[0] / total[1]), **_errors("valid", sums)}
+            self.sources = per_source.rows(self.world)
             self._keep_best(values[f"valid_{self.config.valid_metric}"])
         return values
 

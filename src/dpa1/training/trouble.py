@@ -19,7 +19,7 @@ def explain(step: Step, frames: list[Frame], ramp: float, folder: Path, number: 
         if not torch.isfinite(parameter).all():
             return f"step {number}: the weights {name} are not finite; lower training.learning_rate"
     for frame in frames:
-        batch = make_batch([frame], step.potential.cutoff).to(step.world.device)
+        batch = make_batch([frame], step.potential.cutoff, levels=step.potential.levels).to(step.world.device)
         quantity = _broken(step, batch, ramp)
         if quantity is not None:
             path = _write(frame, folder / f"bad-frame-step-{number}.xyz")
