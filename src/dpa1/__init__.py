@@ -11,7 +11,7 @@ _HOME = {
     "evaluate": "dpa1.analysis.evaluate",
     "load": "dpa1.interop.load",
     "read": "dpa1.data.read",
-    "train": "dpa1.training.run",
+    "train": "dpa1.workflow",
 }
 _NAME = {"load": "load_potential"}
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dpa1.frames import Frame
     from dpa1.interop.load import load_potential as load
     from dpa1.model.potential import Potential
-    from dpa1.training.run import train
+    from dpa1.workflow import train
 
 __all__ = ["Frame", "Potential", "__version__", "evaluate", "load", "read", "train"]
 

@@ -25,7 +25,7 @@ def test_evaluate(model, data, tmp_path, capsys):
     assert "7 frames, 28 atoms" in shown.out
     for word in ("meV/atom", "meV/Å", "GPa", "forces per element", "RMSE per source", "worst frames", "parity.png"):
         assert word in shown.out
-    assert sorted(path.name for path in out.iterdir()) == ["frames.csv", "metrics.json", "parity.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["frames.csv", "metrics.json", "parity.png", "report.html"]
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["energy_mae"] == pytest.approx(0.1 / 4, rel=1e-4)
     assert 0.15 < metrics["force_rmse"] < 0.25
@@ -80,7 +80,7 @@ def test_without_matplotlib_the_numbers_are_there(model, data, tmp_path, capsys,
     result = call(capsys, "evaluate", model, data / "a.xyz", "--output", tmp_path / "out")
     assert result.code == 0
     assert "parity.png was not drawn: drawing needs the package 'matplotlib': install it with" in result.err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frames.csv", "metrics.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frames.csv", "metrics.json", "report.html"]
 
 
 def test_md_that_flies_apart(model, structure, tmp_path, capsys, monkeypatch):

@@ -18,6 +18,8 @@ from dpa1.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from dpa1.analysis.record import Recorder
+    from dpa1.analysis.worst import Worst
     from dpa1.frames import Frame
     from dpa1.model.potential import Potential
 
@@ -38,7 +40,9 @@ def register(app: typer.Typer) -> None:
 def evaluate_command(
     model: Annotated[Path, typer.Argument(help="Model file: .dpa1, or DeePMD-kit's .dp .yaml .pt .pth.")],
     data: Annotated[list[str], typer.Argument(help="Labelled data: files, folders or patterns that dpa1 reads.")],
-    output: Annotated[Path | None, typer.Option(help="New folder for metrics.json, frames.csv and parity.png.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="New folder for metrics.json, frames.csv, parity.png and report.html.")
+    ] = None,
     label: Label = None,
     type_map: TypeMap = None,
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON (eV, Å) instead of a table.")] = False,
@@ -62,7 +66,7 @@ def evaluate_command(
     frames = iter_frames(data, parse_labels(label), type_map=parse_type_map(type_map), report=report)
     options = {"dtype": dtype, "device": device, "level": level, "batch_atoms": batch_atoms}
     if output is None:
-        result, written = _evaluate(potential, frames, options, None), []
+        result, written = _evaluate(potential, str(model), frames, options, None), []
     else:
         # The folder appears only when everything in it is complete.
         part = output.with_name(f".{output.name}.{os.getpid()}.part")
@@ -71,7 +75,7 @@ def evaluate_command(
         except OSError as error:
             raise UserError(f"{output}: cannot be created ({error.strerror}); choose another with --output") from None
         try:
-            result = _evaluate(potential, frames, options, part)
+            result = _evaluate(potential, str(model), frames, options, part)
             written = sorted(path.name for path in part.iterdir())
             os.replace(part, output)
         finally:
@@ -91,7 +95,7 @@ def evaluate_command(
 
 
 def _evaluate(
-    potential: Potential, frames: Iterator[Frame], options: dict[str, Any], folder: Path | None
+    potential: Potential, name: str, frames: Iterator[Frame], options: dict[str, Any], folder: Path | None
 ) -> dict[str, Any]:
     from dpa1.analysis.evaluate import evaluate
 
@@ -102,22 +106,31 @@ def _evaluate(
         nonlocal done
         done += len(batch)
         progress.update(done)
-        if recorder is not None:
-            recorder.observe(batch, prediction, terms)
+        for observer in observers:
+            observer.observe(batch, prediction, terms)
 
-    recorder = None
+    observers: list[Recorder | Worst] = []
     if folder is None:
         result = evaluate(potential, frames, observe=observe, **options)
     else:
         from dpa1.analysis.plots import parity
         from dpa1.analysis.record import Recorder
+        from dpa1.analysis.report import Evaluated, write_report
+        from dpa1.analysis.worst import Worst
 
         with (folder / "frames.csv").open("w", encoding="utf-8", newline="") as file:
-            recorder = Recorder(potential, file)
+            recorder, worst = Recorder(potential, file), Worst()
+            observers += [recorder, worst]
             result = evaluate(potential, frames, observe=observe, **options)
         (folder / "metrics.json").write_text(to_json(result) + "\n", encoding="utf-8")
         points = {quantity: sample.arrays() for quantity, sample in recorder.points.items()}
         draw(lambda: parity(points, result), folder / "parity.png")
+        write_report(
+            folder / "report.html",
+            title=f"Evaluation of {name}",
+            evaluated=[Evaluated("evaluation", result, points, worst.frames())],
+            facts=[("model", name), *((key, str(value)) for key, value in options.items() if value is not None)],
+        )
     progress.close()
     return result
 

@@ -62,7 +62,7 @@ def train(
 
     from dpa1.analysis.plots import learning_curve
     from dpa1.training.distributed import place_of_process
-    from dpa1.training.run import train as train_potential
+    from dpa1.workflow import train as train_potential
 
     folder = train_potential(run, resume=resume).folder
     if place_of_process()[0] == 0:
