@@ -42,3 +42,31 @@ def test_report_lists_every_path():
     lines = dispatch.report("cpu")
     assert len(lines) == 2 * len(CPU_PATHS)
     assert all(line["ok"] for line in lines)
+
+
+def test_a_number_that_is_none_is_no_agreement():
+    """NaN in one derivative only, whatever comes after it."""
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return grads[0] * torch.tensor(float("nan"))
+
+    def run(features, rows):
+        return reference.contraction(Broken.apply(features), rows)
+
+    assert proof.error("contraction", run, lambda *x: True, torch.float64, "cpu") == float("inf")
+
+
+def test_the_proof_leaves_no_trace():
+    """Neither in the random numbers, nor where gradients are switched off."""
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    with torch.inference_mode():
+        assert CPU_PATHS[0].error(torch.float32, "cpu") <= proof.TOLERANCE[torch.float32]
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(before, torch.random.get_rng_state())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,7 +33,7 @@ def error(
 
     The reference runs in float64 and from the same, already rounded inputs.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         samples = [sample for sample in SAMPLES[operation](dtype) if sample.call(supports, sample.inputs)]
     worst = 0.0 if samples else float("inf")
@@ -41,14 +42,13 @@ def error(
         exact = derivatives(getattr(reference, operation), sample, [x.to(device).double() for x in sample.inputs])
         for a, b in zip(fast, exact, strict=True):
             difference = float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-6))
-            # Not max(): a NaN must not get lost in it.
-            worst = difference if not difference <= worst else worst
+            worst = max(worst, float("inf") if math.isnan(difference) else difference)
     return worst
 
 
 def derivatives(run: Callable[..., Any], sample: Sample, inputs: list[Tensor]) -> list[Tensor]:
     """Values; first derivatives by all inputs; first by geometry alone, and the second ones by everything."""
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         x = [tensor.detach().clone().requires_grad_() for tensor in inputs]
         out = sample.call(run, x)
         values = list(out) if isinstance(out, tuple) else [out]
@@ -88,8 +88,9 @@ def _environments(dtype: torch.dtype) -> Iterator[Sample]:
 
 def _embeddings(dtype: torch.dtype) -> Iterator[Sample]:
     pair = torch.randint(0, 4, (3, 5))
-    for types, timestep in ((3, False), (0, True), (0, False)):
-        widths = [1 + types, 3, 6, 6, 5]
+    deep, usual = [3, 6, 6, 5], [3, 6, 12]
+    for types, timestep, hidden in ((3, False, deep), (0, True, deep), (0, False, deep), (3, False, usual)):
+        widths = [1 + types, *hidden]
         shapes: list[tuple[int, ...]] = [(3, 5), (4, types)] if types else [(3, 5)]
         for n_in, n_out in pairwise(widths):
             shapes += [(n_in, n_out), (n_out,)] + ([(n_out,)] if timestep and n_out != 3 and n_out != 5 else [])
