@@ -92,13 +92,13 @@ class Step:
             return value.detach()
         energy = self.pins.apply(self.potential, batch) if self.pins else None
         prediction = self.potential.predict(batch, forces=self.loss.forces, virial=self.loss.virial)
-        leaves = {
+        leaves: dict[str, Tensor] = {
             name: prediction[name].requires_grad_() for name in ("energy", "forces", "virial") if name in prediction
         }
         value = self._compare(batch, dict(leaves), energy, ramp).sum()
         value.backward()
-        cotangents = [leaves[name].grad if name in leaves else None for name in ("energy", "forces", "virial")]
-        backpropagate(self.potential, batch, *cotangents)
+        slopes = {name: leaf.grad for name, leaf in leaves.items()}
+        backpropagate(self.potential, batch, slopes["energy"], slopes.get("forces"), slopes.get("virial"))
         return value.detach()
 
     def losses(self, batch: Batch, ramp: float) -> Tensor:
