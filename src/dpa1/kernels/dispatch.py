@@ -49,6 +49,10 @@ class Path:
 
 
 PATHS = (
+    Path("environment", "cuda", "dpa1.kernels.gpu.environment", "environment matrix in one kernel"),
+    Path("embedding", "cuda", "dpa1.kernels.gpu.embedding", "embedding net in one kernel"),
+    Path("gated_attention", "cuda", "dpa1.kernels.gpu.attention", "attention tile by tile"),
+    Path("contraction", "cuda", "dpa1.kernels.gpu.contraction", "contraction over neighbours in one kernel"),
     Path("embedding", "cpu", "dpa1.kernels.embedding", "embedding net with its slope carried along"),
     Path("attention_layer", "cpu", "dpa1.kernels.attention", "attention layer with hand-derived derivatives"),
     Path("projected_layer", "cpu", "dpa1.kernels.projected", "attention layer on tabulated queries, keys and values"),
