@@ -252,6 +252,15 @@ def test_it_is_saved_as_the_exact_model(tmp_path):
     assert tabulated.config == potential.config
 
 
+def test_tables_built_in_inference_mode_serve_forces_later():
+    potential, frame = random_potential(example_options(), 22), random_frame(22)
+    tabulated = potential.tabulated()
+    with torch.inference_mode():
+        tabulated.predict(make_batch([frame], CUTOFF), forces=False, virial=False)
+    assert np.abs(predict(tabulated, frame)["forces"] - predict(potential, frame)["forces"]).max() < BOUND
+    assert len(tabulated.tables.reports) == 1
+
+
 def test_training_is_refused():
     tabulated = random_potential(example_options(), 13).tabulated()
     for forbidden in (tabulated.train, tabulated.requires_grad_):
@@ -274,7 +283,7 @@ def test_float32_says_what_rounding_adds():
     report = tabulated.tables.reports[0]
     assert report.force_error < BOUND
     assert report.rounding < 10 * report.exact_rounding + BOUND
-    assert "in float32" in str(report)
+    assert "in float32 on cpu" in str(report)
     frame = random_frame(18)
     exact, found = (predict(p, frame)["forces"] for p in (potential, tabulated))
     assert np.abs(exact - found).max() < 1e-4 * max(1.0, np.abs(exact).max())

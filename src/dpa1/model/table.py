@@ -7,6 +7,7 @@ cutoff as the model itself. Pairs closer than ``R_MIN`` are evaluated by the net
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ class TableReport:
     spacing: distance of knots, in units of the normalised radial input.
     value_error: largest error of any tabulated number between the knots.
     force_error: eV/Å; largest error of a force on the sample structures, tables and networks in float64.
-    rounding: eV/Å; the same in the model's own precision, against the networks in float64 (float32 models only).
+    rounding: eV/Å; the same in the potential's own precision and on its device, None where that is float64 on a CPU.
     exact_rounding: eV/Å; what that precision costs without tables.
+    precision: that precision and device.
     seconds: of building and measuring.
     """
 
@@ -52,12 +54,13 @@ class TableReport:
     force_error: float
     rounding: float | None
     exact_rounding: float | None
+    precision: str
     seconds: float
 
     def __str__(self) -> str:
         single = ""
         if self.rounding is not None:
-            single = f"; in float32 {self.rounding:.1e}, of the networks {self.exact_rounding:.1e}"
+            single = f"; in {self.precision} {self.rounding:.1e}, without tables {self.exact_rounding:.1e}"
         return (
             f"tables for {' '.join(self.elements)}: {self.rows} rows, {self.megabytes:.1f} MB, force error "
             f"{self.force_error:.1e} eV/Å{single}, built in {self.seconds:.2f} s"
@@ -90,14 +93,14 @@ class Tables:
     max_force_error: eV/Å; bound on the error of forces, in float64, on which the spacing of the knots depends.
     """
 
-    def __init__(self, max_force_error: float, reports: list[TableReport] | None = None) -> None:
+    def __init__(self, max_force_error: float) -> None:
         self.max_force_error = max_force_error
-        self.reports: list[TableReport] = [] if reports is None else reports
+        self.reports: list[TableReport] = []
         self.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tables:
-        # A copy of a potential is there to be changed (precision, device): its tables are built anew when needed.
-        return Tables(self.max_force_error, self.reports)
+        # Finished tables are constants that copies share; another precision or device makes new ones.
+        return copy.copy(self)
 
     def clear(self) -> None:
         """Forget all tables; the next use builds what it needs."""
@@ -133,13 +136,16 @@ class Tables:
 
         wanted = frozenset(types.unique().tolist())
         same = bool(self.values) and self.values[0].dtype == potential.dtype and self.values[0].device == types.device
-        built = build(potential, wanted | self.elements if same else wanted, self.max_force_error, MAX_BYTES, wanted)
-        self.install(
-            built.grid.to(potential.dtype, types.device),
-            tuple(value.to(types.device, potential.dtype) for value in built.values),
-            built.elements,
-            len(potential.elements),
-        )
+        elements = wanted | self.elements if same else wanted
+        # What a caller's inference mode would create could not be differentiated through later.
+        with torch.inference_mode(False):
+            built = build(potential, elements, self.max_force_error, MAX_BYTES, wanted)
+            self.install(
+                built.grid.to(potential.dtype, types.device),
+                tuple(value.to(types.device, potential.dtype) for value in built.values),
+                built.elements,
+                len(potential.elements),
+            )
         self.reports.append(built.report)
         log.info("%s", built.report)
 

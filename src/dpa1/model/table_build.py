@@ -32,6 +32,9 @@ STEP = 0.02  # of a cell, for slopes
 SAMPLES = 3  # structures on which forces are compared
 
 
+Made = tuple[Grid, tuple[Tensor, ...]]
+
+
 @dataclass(frozen=True)
 class Built:
     """Finished tables in float64 and what is known of them."""
@@ -56,18 +59,20 @@ def build(
     exact = _in_double(potential)
     frames = sample_structures(potential, sorted(needed))
     batch = make_batch(frames, potential.cutoff)
-    level = potential.levels[0]
-    forces = exact.predict(batch, virial=False, level=level)["forces"]
+    forces = _forces(exact, batch)
     tabulated = copy.deepcopy(exact)
     tables = Tables(max_force_error)
-    spacing, error = FIRST_SPACING, math.inf
+    spacing, expected = FIRST_SPACING, math.inf
     while True:
-        made = _solve(exact, sorted(elements), spacing)
-        if made is None:
+        solved = _solve(exact, sorted(elements), spacing)
+        if solved is None and expected <= max_force_error:
+            break
+        if solved is None:
             raise RunError(
-                f"tables cannot reproduce this model to {max_force_error:g} eV/Å (they reach {error:.1e}): its functions of "
-                "the distance are not smooth enough; use it without tables, or allow a larger error"
+                f"tables cannot reproduce this model to {max_force_error:g} eV/Å (they reach {expected:.1e}): its functions "
+                "of the distance are not smooth enough; use it without tables, or allow a larger error"
             )
+        made = solved
         grid, values = made
         size = sum(value.numel() for value in values) * potential.dtype.itemsize
         if size > max_bytes and elements != needed:
@@ -75,40 +80,56 @@ def build(
             continue
         tables.install(grid, values, elements, len(potential.elements))
         tabulated.descriptor.tables = tables
-        found = tabulated.predict(batch, virial=False, level=level)["forces"]
-        error = float((found - forces).abs().max())
+        error = float((_forces(tabulated, batch) - forces).abs().max())
         # A cell where the error is larger than in those which the sample structures met counts as if they had met it.
         expected = error * _unseen_factor(exact, batch, sorted(elements), grid, values)
         if expected <= max_force_error / SAFETY:
             break
+        if not math.isfinite(expected):
+            raise RunError("tables cannot be built: the model's forces on the sample structures are not finite")
         # Forces are slopes of a piecewise polynomial of degree 5: their error falls with the fifth power.
         wanted = (0.5 * max_force_error / SAFETY / expected) ** (1.0 / kernel.DEGREE)
         spacing *= min(max(wanted, 0.25), 0.85)
     rounding = exact_rounding = None
-    if potential.dtype != torch.float64:
-        single = copy.deepcopy(potential).cpu()
-        single.descriptor.tables = None
-        exact_rounding = float((single.predict(batch, virial=False, level=level)["forces"] - forces).abs().max())
-        short = Tables(max_force_error)
-        short.install(
-            grid.to(potential.dtype, torch.device("cpu")), tuple(v.to(potential.dtype) for v in values), elements,
-            len(potential.elements),
-        )  # fmt: skip
-        single.descriptor.tables = short
-        rounding = float((single.predict(batch, virial=False, level=level)["forces"] - forces).abs().max())
+    if potential.dtype != torch.float64 or potential.energy_bias.device.type != "cpu":
+        rounding, exact_rounding = _rounding(potential, batch, forces, made, elements)
     report = TableReport(
         elements=tuple(potential.elements[k] for k in sorted(elements)),
         pairs=len(elements) ** 2,
         rows=len(values[0]),
         megabytes=size / 2**20,
-        spacing=spacing,
+        spacing=1.0 / float(grid.inverse[0]),
         value_error=_value_error(exact, sorted(elements), grid, values),
         force_error=error,
         rounding=rounding,
         exact_rounding=exact_rounding,
+        precision=f"{str(potential.dtype).removeprefix('torch.')} on {potential.energy_bias.device.type}",
         seconds=time.perf_counter() - begun,
     )
     return Built(elements, grid, values, report)
+
+
+def _rounding(
+    potential: Potential, batch: Batch, forces: Tensor, made: Made, elements: frozenset[int]
+) -> tuple[float, float]:
+    """Largest difference of a force, in the potential's own precision and on its device, from ``forces``: with and without."""
+    device = potential.energy_bias.device
+    model = copy.deepcopy(potential)
+    errors = []
+    for tables in (Tables(1.0), None):
+        if tables is not None:
+            grid, values = made
+            short = tuple(value.to(device, potential.dtype) for value in values)
+            tables.install(grid.to(potential.dtype, device), short, elements, len(potential.elements))
+        model.descriptor.tables = tables
+        errors.append(float((_forces(model, batch.to(device)).cpu() - forces).abs().max()))
+    return errors[0], errors[1]
+
+
+def _forces(potential: Potential, batch: Batch) -> Tensor:
+    """(levels, N, 3) eV/Å: forces of every fitting net the potential has."""
+    levels = potential.levels if len(potential.level_fittings) else potential.levels[:1]
+    return torch.stack([potential.predict(batch, virial=False, level=level)["forces"] for level in levels])
 
 
 def _in_double(potential: Potential) -> Potential:
@@ -118,7 +139,7 @@ def _in_double(potential: Potential) -> Potential:
     return exact
 
 
-def _solve(exact: Potential, elements: Sequence[int], spacing: float) -> tuple[Grid, tuple[Tensor, ...]] | None:
+def _solve(exact: Potential, elements: Sequence[int], spacing: float) -> Made | None:
     """Grid and coefficients; None when a pair would need more than ``MAX_CELLS`` cells."""
     descriptor = exact.descriptor
     count = len(exact.elements)
