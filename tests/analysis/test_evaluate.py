@@ -121,6 +121,13 @@ def test_levels_of_the_frames(frames):
     assert own[1] == pytest.approx(own[0] + 25.0)
     assert evaluate(potential, labelled)["energy_rmse"] < 1e-12
     assert evaluate(potential, labelled, level="pbe")["energy_rmse"] == pytest.approx(5.0 / 2**0.5)
+    for level, expected in ((None, 0.0), ("pbe", 5.0)):
+        recorder = Recorder(potential, io.StringIO(), level)
+        evaluate(potential, labelled, level=level, observe=recorder.observe)
+        reference, predicted = recorder.points["energy"].arrays()
+        # Without the biases of their level the two frames are one, so that a wrong one would show as 5 eV.
+        assert abs(reference[1] - reference[0]) == pytest.approx(expected, abs=1e-9)
+        assert abs(predicted[1] - predicted[0]) < 1e-9
     with pytest.raises(UserError, match="level of theory is not given"):
         evaluate(potential, frames)
 

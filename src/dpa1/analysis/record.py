@@ -55,14 +55,13 @@ class Points:
 
 
 class Recorder:
-    """Give its ``observe`` to ``evaluate``; rows go to ``file`` as they come."""
+    """Give its ``observe`` to ``evaluate``, and its ``level``; rows go to ``file`` as they come."""
 
-    def __init__(self, potential: Potential, file: TextIO) -> None:
+    def __init__(self, potential: Potential, file: TextIO, level: str | None = None) -> None:
         self.points = {"energy": Points(), "force": Points(), "virial": Points()}
-        self._bias = np.zeros(119)
-        self._potential = potential
-        for index, z in enumerate(_numbers(potential)):
-            self._bias[z] = float(potential.energy_bias[0, index])
+        self._levels, self._level = potential.levels, level
+        self._bias = np.zeros((len(potential.levels), 119))
+        self._bias[:, _numbers(potential)] = potential.energy_bias.cpu().numpy()
         self._writer = csv.writer(file, lineterminator="\n")
         self._writer.writerow(COLUMNS)
 
@@ -76,7 +75,8 @@ class Recorder:
         start = 0
         for k, frame in enumerate(frames):
             n = len(frame)
-            bias = self._bias[frame.numbers].sum()
+            level = self._level or frame.level
+            bias = self._bias[self._levels.index(level) if level in self._levels else 0, frame.numbers].sum()
             if frame.energy is not None:
                 self.points["energy"].add(np.array([frame.energy - bias]) / n, np.array([energy[k] - bias]) / n)
             if frame.forces is not None:

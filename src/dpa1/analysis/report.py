@@ -109,7 +109,7 @@ def survey(
     """Evaluate ``frames`` for a report; ``result`` replaces their errors by those of all frames, measured before."""
     from dpa1.analysis.evaluate import evaluate
 
-    recorder, worst = Recorder(potential, io.StringIO()), Worst()
+    recorder, worst = Recorder(potential, io.StringIO(), level), Worst()
 
     def observe(*batch: Any) -> None:
         recorder.observe(*batch)

@@ -119,7 +119,7 @@ def _evaluate(
         from dpa1.analysis.worst import Worst
 
         with (folder / "frames.csv").open("w", encoding="utf-8", newline="") as file:
-            recorder, worst = Recorder(potential, file), Worst()
+            recorder, worst = Recorder(potential, file, options["level"]), Worst()
             observers += [recorder, worst]
             result = evaluate(potential, frames, observe=observe, **options)
         (folder / "metrics.json").write_text(to_json(result) + "\n", encoding="utf-8")
