@@ -13,6 +13,9 @@ from dpa1.cli.terminal import Progress, check_new, draw, keep_trace_in
 from dpa1.errors import UserError
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
+    from dpa1.simulate.ase import Dpa1Calculator
     from dpa1.simulate.settings import MDSettings
 
 
@@ -44,6 +47,9 @@ def md_command(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
     level: Annotated[str | None, typer.Option(help="Level of theory, for a model that holds several.")] = None,
     tabulate: Tabulate = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, how long it takes and what fits; write nothing.")
+    ] = False,
 ) -> None:
     """Molecular dynamics: NVE, NVT (Bussi's velocity rescaling) or NPT (Martyna–Tobias–Klein).
 
@@ -74,6 +80,11 @@ def md_command(
         + (f" and {settings.pressure:g} GPa" if settings.pressure is not None else "")
         + f", {steps} steps of {settings.timestep:g} fs on {calculator.neighbors.device}, {calculator.precision}"
     )
+    if dry_run:
+        atoms.calc = calculator
+        done = _done(folder, atoms) if resume else 0
+        _plan(atoms, calculator, settings, steps, done, folder)
+        return
     keep_trace_in(folder)
     report = _Report(steps, settings.timestep)
     try:
@@ -83,6 +94,45 @@ def md_command(
         if (folder / "thermo.csv").is_file():
             draw(lambda: thermo(folder / "thermo.csv"), folder / "thermo.png")
     typer.echo(f"done: {folder} holds thermo.csv, thermo.png, trajectory.xyz, final.xyz and restart.dpa1")
+
+
+FILES = ("settings.json", "thermo.csv", "thermo.png", "trajectory.xyz", "restart.dpa1", "final.xyz")
+
+
+def _done(folder: Path, atoms: Atoms) -> int:
+    """Put the atoms where the run stands; the steps it has done."""
+    from dpa1.simulate.restart import load_restart
+
+    saved = load_restart(folder / "restart.dpa1")
+    saved.apply_to_atoms(atoms)
+    return int(saved.header["step"])
+
+
+def _plan(atoms: Atoms, calculator: Dpa1Calculator, settings: MDSettings, steps: int, done: int, folder: Path) -> None:
+    """What the run would do, from one real evaluation after another that loads and proves what it needs."""
+    from dpa1.model.memory import fitting_atoms
+
+    calculator.calculate(atoms, ("energy", "forces"))
+    begun = time.perf_counter()
+    calculator.calculate(atoms, ("energy", "forces"))
+    seconds = time.perf_counter() - begun
+    left = max(steps - done, 0)
+    neighbors = float(calculator.coordination.mean())
+    rows = left // settings.every + (0 if done else 1)
+    typer.echo(f"{len(atoms)} atoms with {neighbors:.1f} neighbors each, {left} steps from step {done}")
+    typer.echo(
+        f"time per step {1e3 * seconds:.3g} ms (one evaluation, list reused), so {_duration(left * seconds)} in all, "
+        f"{settings.timestep * 1e-6 / max(seconds, 1e-9) * 86400:.3g} ns/day"
+    )
+    typer.echo(f"would write into {folder}: {', '.join(FILES)}; {rows} rows and frames")
+    for device, text in fitting_atoms(calculator.potential.config, calculator.potential.dtype, neighbors).items():
+        typer.echo(f"fits on {device}: {text}")
+    typer.echo("nothing was written")
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.3g} s" if minutes < 2 else f"{minutes:.3g} min" if hours < 2 else f"{hours:.3g} h"
 
 
 def _new(folder: Path, given: dict[str, Any]) -> MDSettings:

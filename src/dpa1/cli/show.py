@@ -68,6 +68,7 @@ SHOWN = 20  # elements whose energies fit on one screen
 def model_card(potential: Potential, path: Path) -> dict[str, Any]:
     """Everything ``dpa1 show`` prints, in eV and Å."""
     from dpa1.model.file import FORMAT
+    from dpa1.model.memory import fitting_atoms
     from dpa1.model.potential import empty_environment_energy
 
     config = potential.config
@@ -88,6 +89,8 @@ def model_card(potential: Potential, path: Path) -> dict[str, Any]:
         "levels": list(potential.levels),
         "licence": info.pop("licence", info.pop("license", "not stated")),
     }
+    neighbors = float(config.mean_neighbors or config.sel or 0)
+    card["fits"] = fitting_atoms(config, potential.dtype, neighbors)
     if info.get("trained_elements") == card["elements"]:
         del info["trained_elements"]
     card.update(info)

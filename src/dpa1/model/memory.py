@@ -16,7 +16,9 @@ from dpa1.errors import RunError
 from dpa1.model.rows import RowPlan
 
 log = logging.getLogger("dpa1")
-PAIR_BYTES = 300  # of one call outside the blocks, per neighbour pair: list, vectors, slopes and their sums (measured)
+PAIR_BYTES = (
+    250  # outside the blocks per neighbour pair: list with its skin, vectors, slopes (measured: 135 without a skin)
+)
 ATOM_BYTES = 1500  # the same per atom
 SHARE = 0.5  # of the free memory that one block of slots may take
 UNCHECKED = 256 << 20  # a block of fewer bytes is not worth asking the system what is free
@@ -52,6 +54,23 @@ def capacity(config: ModelConfig, dtype: torch.dtype, neighbors: float, memory: 
     """
     one = slot_bytes(config, dtype, neighbors) * neighbors
     return max(0, int((memory - one) / (ATOM_BYTES + PAIR_BYTES * neighbors)))
+
+
+def fitting_atoms(config: ModelConfig, dtype: torch.dtype, neighbors: float) -> dict[str, str]:
+    """Device → the sentence about how many atoms with so many neighbours each fit into what is free there now."""
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices += [torch.device("cuda", k) for k in range(torch.cuda.device_count())]
+    found = {}
+    for device in devices:
+        free = free_memory(device)
+        atoms = capacity(config, dtype, neighbors, free)
+        rounded = int(f"{atoms:.1e}".partition("e")[0].replace(".", "")) * 10 ** max(len(str(atoms)) - 2, 0)
+        found[str(device)] = (
+            f"about {rounded if atoms >= 100 else atoms:,} atoms in {_text(free)} of free memory (energy, forces and virial "
+            f"in {str(dtype).removeprefix('torch.')}, {neighbors:.0f} neighbors within {config.cutoff:g} Å of each atom)"
+        )
+    return found
 
 
 def in_blocks(plans: Iterable[RowPlan], work: Callable[[RowPlan], None], most: int | None = None) -> int | None:
