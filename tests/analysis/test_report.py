@@ -128,7 +128,7 @@ def test_a_scene_shows_atoms_cell_and_errors(frames):
     shown = scene(WorstFrame(frame, -0.005, forces))
     assert shown.points[0][:3] == [3.0, 0.5, 0.5]
     assert len(shown.lines) == 13
-    assert shown.lines[-1] == [2.0, 2.0, 2.0, 2.0, 3.5, 2.0, "#d62728"]
+    assert shown.lines[-1] == [2.0, 2.0, 2.0, 2.0, 3.5, 2.0, "#7a1fd1"]
     assert "energy -5 meV/atom" in shown.caption
     assert "largest 200 meV/Å on O, atom 1" in shown.caption
     assert len(scene(WorstFrame(frame.replace(pbc=np.zeros(3, bool)), 0.0, None)).lines) == 0

@@ -66,7 +66,7 @@ class Worst:
 
 
 def scene(worst: WorstFrame) -> Scene:
-    """The frame in its cell, force errors as red lines."""
+    """The frame in its cell, force errors as violet lines."""
     from ase.data import chemical_symbols, covalent_radii
     from ase.data.colors import jmol_colors
 
@@ -91,12 +91,12 @@ def scene(worst: WorstFrame) -> Scene:
     lines = [[*_plain(a), *_plain(b), "#9aa5af"] for a, b in _edges(frame)]
     if sizes[peak] > 0:
         ends = positions + errors * (ARROW / sizes[peak])
-        lines += [[*_plain(positions[k]), *_plain(ends[k]), "#d62728"] for k in shown if sizes[k] > 0.05 * sizes[peak]]
+        lines += [[*_plain(positions[k]), *_plain(ends[k]), "#7a1fd1"] for k in shown if sizes[k] > 0.05 * sizes[peak]]
     parts = [] if worst.energy is None else [f"energy {1e3 * worst.energy:+.4g} meV/atom"]
     if worst.forces is not None:
         where = f"{chemical_symbols[frame.numbers[peak]]}, atom {peak}"
         parts.append(
-            f"force RMSE {1e3 * worst.rmse:.4g} meV/Å, largest {1e3 * sizes[peak]:.4g} meV/Å on {where} (red lines)"
+            f"force RMSE {1e3 * worst.rmse:.4g} meV/Å, largest {1e3 * sizes[peak]:.4g} meV/Å on {where} (violet lines)"
         )
     if len(shown) < len(frame):
         parts.append(f"{len(shown)} of {len(frame)} atoms are drawn, those nearest to atom {peak}")
