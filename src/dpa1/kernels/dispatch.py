@@ -124,6 +124,8 @@ def _pick(operation: str, dtype: torch.dtype, device: torch.device, *arguments: 
             return path.run(*arguments)
     if operation == "attention_layer":
         return _layer_of_parts(*arguments)
+    if operation == "projected_layer":
+        return reference.projected_layer(*arguments, gated_attention)
     return getattr(reference, operation)(*arguments)
 
 
