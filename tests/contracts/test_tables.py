@@ -316,3 +316,23 @@ def test_wide_statistics_only_cost_rows():
     assert np.abs(predict(tabulated, frame)["forces"] - predict(potential, frame)["forces"]).max() < BOUND
     cells = tabulated.tables.grid.cells
     assert float(cells.max()) > 5 * float(cells.min())
+
+
+def test_calculator_and_evaluation_use_tables():
+    from dpa1.analysis.evaluate import evaluate
+    from dpa1.frames import to_ase
+
+    potential, frame = random_potential(example_options(), 23), random_frame(23)
+    atoms = to_ase(frame)
+    exact = potential.calculator().get_forces(atoms)
+    calculator = potential.calculator(tabulate=True)
+    found = calculator.get_forces(atoms)
+    assert 0 < np.abs(found - exact).max() < BOUND
+    assert calculator.potential.tables.reports[0].force_error < BOUND
+    single = potential.calculator(tabulate=True, dtype="float32")
+    assert np.abs(single.get_forces(atoms) - exact).max() < 1e-4 * max(1.0, np.abs(exact).max())
+    atoms.calc = potential.calculator()
+    atoms.get_forces()
+    tabulated = potential.tabulated()
+    assert evaluate(tabulated, [atoms])["force_rmse"] < BOUND
+    assert len(tabulated.tables.reports) == 1
