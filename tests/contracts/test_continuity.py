@@ -48,10 +48,11 @@ def jumps(potential, seed, atoms, h=1e-4):
 @given(option_sets("smooth"), st.integers(0, 99), st.sampled_from([1, 2, 12, 40]))
 def test_smooth_convention_is_continuous(options, seed, atoms):
     potential = random_potential(options, seed)
-    energy, force, slope = jumps(potential, seed, atoms)
-    assert energy < 1e-9
-    assert force < 1e-8
-    assert slope < 2e-3
+    wide = jumps(potential, seed, atoms)
+    narrow = jumps(potential, seed, atoms, h=2e-5)
+    # A steep but smooth function leaves an extrapolation error that shrinks with h; a jump stays what it is.
+    for bound, far, near in zip((1e-9, 1e-8, 2e-3), wide, narrow, strict=True):
+        assert far < bound or near < far / 10
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
