@@ -50,7 +50,7 @@ def find_neighbors(frame: Frame, cutoff: float, threads: int = 1) -> Neighbors:
     # Box rows of non-periodic directions may be zero or arbitrary: vesin wants an invertible box. What it returns here
     # are views that live as long as ``search``.
     centre, neighbor, shift, distance = search.compute(
-        points=frame.positions, box=_complete_cell(frame), periodic=frame.pbc, quantities="ijSd", copy=False
+        points=frame.positions, box=complete_cell(frame), periodic=frame.pbc, quantities="ijSd", copy=False
     )
     if len(distance) and distance.min() < CLOSEST:
         k = int(np.argmin(distance))
@@ -87,7 +87,7 @@ def _group(keys: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     return rows.indices, rows.indptr
 
 
-def _complete_cell(frame: Frame) -> np.ndarray:
+def complete_cell(frame: Frame) -> np.ndarray:
     """The cell with non-periodic directions replaced by unit vectors perpendicular to the periodic ones."""
     if frame.pbc.all():
         return frame.cell

@@ -12,6 +12,7 @@ from torch import Tensor
 from dpa1.batch import Batch
 from dpa1.frames import make_frame
 from dpa1.neighbors import CLOSEST, find_neighbors
+from dpa1.neighbors_device import find_on_device
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -109,10 +110,12 @@ class SkinList:
     def _build(self, atoms: Atoms) -> None:
         self._reference = None
         frame = make_frame(atoms.numbers, atoms.get_positions(), np.array(atoms.cell), atoms.pbc)
-        found = find_neighbors(frame, self.cutoff + self.skin, torch.get_num_threads())
-        self._centre = torch.from_numpy(found.centre).to(self.device)
-        self._neighbor = torch.from_numpy(found.neighbor).to(self.device)
-        self._offset = torch.from_numpy(found.shift.astype(np.float64)).to(self.device)
+        if self.device.type == "cpu":
+            found = find_neighbors(frame, self.cutoff + self.skin, torch.get_num_threads())
+            self._centre, self._neighbor = torch.from_numpy(found.centre), torch.from_numpy(found.neighbor)
+            self._offset = torch.from_numpy(found.shift.astype(np.float64))
+        else:
+            self._centre, self._neighbor, self._offset = find_on_device(frame, self.cutoff + self.skin, self.device)
         self._numbers = torch.from_numpy(frame.numbers).to(self.device)
         self._nan = torch.full((1,), float("nan"), dtype=torch.float64, device=self.device)
         self._shift_cell = None
