@@ -50,12 +50,13 @@ def evaluate(
     Returns
     -------
     ``energy_rmse``, ``energy_mae`` (eV/atom), ``force_*`` (eV/Å), ``virial_*`` (eV/atom), ``stress_*`` (eV/Å³), NaN where
-    no frame has the label; ``n_frames``, ``n_atoms``, ``per_element``, ``per_source``, ``worst`` as ``Metrics.result``.
+    no frame has the label; ``n_frames``, ``n_atoms``, ``per_element``, ``per_source``, ``worst`` as ``Metrics.result``,
+    and ``per_level`` for a potential of several levels.
 
     Raises
     ------
     UserError
-        for no frames, no labels at all, or an element the model does not know (naming the frame).
+        for no frames, no labels at all, an element the model does not know (naming the frame), or a level it does not hold.
     RunError
         when a prediction is not finite (naming the frame).
     """
@@ -64,11 +65,14 @@ def evaluate(
     place = potential.energy_bias.device if device is None else pick_device(device)
     model = frozen_copy(potential, dtype, place)
     metrics = Metrics(worst=WORST)
+    model.level_index(level if level is not None else model.levels[0])  # an unknown name fails before any data are read
     for frames in _batches(_frames(data), model, batch_atoms, level):
-        batch = make_batch(frames, model.cutoff).to(place)
-        prediction = model.predict(batch, level=_level_of(frames[0], model, level))
+        batch = make_batch(frames, model.cutoff, levels=model.levels if level is None else ()).to(place)
+        prediction = model.predict(batch, level=level)
         _check_finite(frames, prediction)
-        terms = metrics.update(batch, prediction, [frame.source or "frames" for frame in frames])
+        sources = [frame.source or "frames" for frame in frames]
+        levels = [level or str(frame.level) for frame in frames] if len(model.levels) > 1 else None
+        terms = metrics.update(batch, prediction, sources, levels)
         if observe is not None:
             observe(frames, prediction, terms)
     result = metrics.result()
@@ -97,13 +101,14 @@ def _frames(data: str | Path | Frame | Iterable[str | Path | Frame | Atoms]) -> 
 
 
 def _batches(frames: Iterable[Frame], model: Potential, batch_atoms: int, level: str | None) -> Iterator[list[Frame]]:
-    """Consecutive frames of one level of theory, up to ``batch_atoms`` atoms (a larger frame stands alone)."""
+    """Consecutive frames, up to ``batch_atoms`` atoms (a larger frame stands alone)."""
     waiting: list[Frame] = []
     atoms = 0
     for frame in frames:
         check_elements(frame, model)
-        full = atoms + len(frame) > batch_atoms
-        if waiting and (full or _level_of(frame, model, level) != _level_of(waiting[0], model, level)):
+        if level is None:
+            _check_level(frame, model)
+        if waiting and atoms + len(frame) > batch_atoms:
             yield waiting
             waiting, atoms = [], 0
         waiting.append(frame)
@@ -112,15 +117,14 @@ def _batches(frames: Iterable[Frame], model: Potential, batch_atoms: int, level:
         yield waiting
 
 
-def _level_of(frame: Frame, model: Potential, level: str | None) -> str | None:
-    if level is not None or len(model.levels) == 1:
-        return level
-    if frame.level not in model.levels:
+def _check_level(frame: Frame, model: Potential) -> None:
+    """A frame that says its level of theory says one of the model's; where there are several it must."""
+    unnamed = len(model.levels) == 1 and (frame.level is None or model.levels == ("default",))
+    if not unnamed and frame.level not in model.levels:
         raise UserError(
             f"{frame.name}: its level of theory is {frame.level or 'not given'}, the model holds "
             f"{', '.join(model.levels)}; say which one to compare with by --level"
         )
-    return frame.level
 
 
 def _check_finite(frames: Sequence[Frame], prediction: dict[str, Tensor]) -> None:

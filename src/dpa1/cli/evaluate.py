@@ -153,14 +153,15 @@ def tables(result: dict[str, Any]) -> list[Table]:
         for symbol, row in result["per_element"].items():
             elements.add_row(symbol, str(row["n_atoms"]), _shown(row, "force", "rmse"), _shown(row, "force", "mae"))
         out.append(elements)
-    if len(result["per_source"]) > 1:
-        sources = Table(title="RMSE per source", title_justify="left")
-        sources.add_column("source", overflow="fold")
-        for quantity, (_, unit) in SHOWN.items():
-            sources.add_column(f"{quantity} {unit}", justify="right")
-        for name, row in result["per_source"].items():
-            sources.add_row(name, *(_shown(row, quantity, "rmse") for quantity in SHOWN))
-        out.append(sources)
+    for kind, title in (("source", "source"), ("level", "level of theory")):
+        if len(result[f"per_{kind}"]) > 1:
+            parts = Table(title=f"RMSE per {title}", title_justify="left")
+            parts.add_column(kind, overflow="fold")
+            for quantity, (_, unit) in SHOWN.items():
+                parts.add_column(f"{quantity} {unit}", justify="right")
+            for name, row in result[f"per_{kind}"].items():
+                parts.add_row(name, *(_shown(row, quantity, "rmse") for quantity in SHOWN))
+            out.append(parts)
     if result["worst"]:
         worst = Table(title="worst frames", title_justify="left")
         worst.add_column("quantity")

@@ -44,13 +44,21 @@ class Metrics:
     def __init__(self, worst: int = 0) -> None:
         self.sums = torch.zeros(_ELEMENTS + len(chemical_symbols), 3, dtype=torch.float64)
         self.sources: dict[str, Tensor] = {}
+        self.levels: dict[str, Tensor] = {}
         self.n_worst = worst
         self.worst: dict[str, list[tuple[float, str]]] = {quantity: [] for quantity in QUANTITIES[:3]}
 
-    def update(self, batch: Batch, prediction: dict[str, Tensor], sources: Sequence[str] | None = None) -> Tensor:
+    def update(
+        self,
+        batch: Batch,
+        prediction: dict[str, Tensor],
+        sources: Sequence[str] | None = None,
+        levels: Sequence[str] | None = None,
+    ) -> Tensor:
         """Add one batch; ``prediction`` as from ``Potential.predict``, any of energy, forces, virial may be absent.
 
-        ``sources`` names the data set of each frame for errors per source. Returns the terms of each frame (F, 4, 3).
+        ``sources`` and ``levels`` name the data set and the level of theory of each frame, for errors of each of them.
+        Returns the terms of each frame (F, 4, 3).
         """
         frames = frame_sums(batch, prediction)
         self.sums = self.sums.to(frames.device)
@@ -58,26 +66,28 @@ class Metrics:
         self.sums[_SIZE] += frames.new_tensor([len(batch), len(batch.numbers), 0.0])
         if "forces" in prediction:
             self.sums[_ELEMENTS:].index_add_(0, batch.numbers, _terms(prediction["forces"], batch.forces).sum(1))
-        if sources is not None or self.n_worst:
+        if sources is not None or levels is not None or self.n_worst:
             local = frames.cpu()
-            for name in dict.fromkeys(sources or ()):
-                chosen = torch.tensor([source == name for source in sources or ()])
-                self._add_source(name, local[chosen].sum(0))
+            for names, sums in ((sources, self.sources), (levels, self.levels)):
+                for name in dict.fromkeys(names or ()):
+                    chosen = torch.tensor([other == name for other in names or ()])
+                    _add(sums, name, local[chosen].sum(0))
             self._add_worst(batch, local)
         return frames
 
     def merge(self, other: Metrics) -> None:
         """Add the sums, sources and worst frames of another part of the same data."""
         self.sums = self.sums + other.sums.to(self.sums.device)
-        for name, sums in other.sources.items():
-            self._add_source(name, sums)
+        for mine, theirs in ((self.sources, other.sources), (self.levels, other.levels)):
+            for name, sums in theirs.items():
+                _add(mine, name, sums)
         for quantity, entries in other.worst.items():
             self._keep_worst(quantity, entries)
 
     def result(self) -> dict[str, Any]:
         """``<quantity>_rmse`` and ``_mae`` in the units above (NaN where no frame has the label), and further
 
-        n_frames, n_atoms; ``per_element``: symbol → force errors and n_atoms; ``per_source``: source → all errors;
+        n_frames, n_atoms; ``per_element``: symbol → force errors and n_atoms; ``per_source``, ``per_level``: name → all errors;
         ``worst``: quantity → [{frame, error}], the largest first (only where asked for).
         """
         sums = self.sums.cpu()
@@ -89,15 +99,13 @@ class Metrics:
             if row[0] > 0
         }
         result["per_source"] = {name: means(rows) for name, rows in self.sources.items()}
+        result["per_level"] = {name: means(rows) for name, rows in self.levels.items()}
         result["worst"] = {
             quantity: [{"frame": name, "error": error} for error, name in entries]
             for quantity, entries in self.worst.items()
             if entries
         }
         return result
-
-    def _add_source(self, name: str, sums: Tensor) -> None:
-        self.sources[name] = self.sources.get(name, torch.zeros_like(sums)) + sums
 
     def _add_worst(self, batch: Batch, frames: Tensor) -> None:
         if self.n_worst:
@@ -111,6 +119,10 @@ class Metrics:
 
     def _keep_worst(self, quantity: str, entries: list[tuple[float, str]]) -> None:
         self.worst[quantity] = sorted([*self.worst[quantity], *entries], reverse=True)[: self.n_worst]
+
+
+def _add(parts: dict[str, Tensor], name: str, sums: Tensor) -> None:
+    parts[name] = parts.get(name, torch.zeros_like(sums)) + sums
 
 
 def frame_sums(batch: Batch, prediction: dict[str, Tensor]) -> Tensor:

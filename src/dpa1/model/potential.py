@@ -210,7 +210,7 @@ class Potential(Tabulable):
             raise UserError(f"this model holds several levels of theory ({', '.join(self.levels)}): name one of them")
         if level not in self.levels:
             hint = did_you_mean(level, self.levels)
-            raise UserError(f"unknown level of theory '{level}'{hint}; this model holds {', '.join(self.levels)}")
+            raise UserError(f"unknown level of theory '{level}'; this model holds {', '.join(self.levels)}{hint}")
         return self.levels.index(level)
 
     def levels_of(self, batch: Batch, level: str | None = None) -> Level:

@@ -39,7 +39,7 @@ def measure_errors(potential: Potential, share: tuple[Loader, list[np.ndarray]],
     result = metrics.result()
     rows = per_source.rows(world)
     return {
-        **{k: v for k, v in result.items() if k not in ("per_source", "worst")},
+        **{k: v for k, v in result.items() if k not in ("per_source", "per_level", "worst")},
         "sources": rows if several(rows) else [],
     }
 

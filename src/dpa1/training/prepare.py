@@ -82,8 +82,8 @@ def _levels(parts: dict[str, Dataset]) -> tuple[str, ...]:
         if strange:
             hint = did_you_mean(strange[0], levels)
             raise UserError(
-                f"the {name} data hold the level of theory '{strange[0]}'{hint}, which no training frame has; "
-                f"the training data hold {', '.join(levels)}"
+                f"the {name} data hold the level of theory '{strange[0]}', which no training frame has; "
+                f"the training data hold {', '.join(levels)}{hint}"
             )
     return levels
 

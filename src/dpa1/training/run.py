@@ -161,6 +161,7 @@ def _train(
 ) -> RunResult:
     start = checkpoint.latest(folder / "checkpoints") if resume else None
     data = open_checked(config)
+    bias.given_bias(config, data.levels)  # refused, if so, before anything is written
     _describe(data, config, report)
     _enter_folder(folder, world, report)
     if data.dropped and world.main:
@@ -188,8 +189,10 @@ def _train(
         trainer.run()
     finally:
         train.close()
-        for logger in [*trainer.loggers, *filter(None, [trainer.source_log])]:
+        for logger in trainer.loggers:
             logger.close()
+        if trainer.source_log:
+            trainer.source_log.close()
     trainer.restore_best()
     if config.training.refit_bias:
         report.say(bias.refit(potential, data.train, config, train, pins, world))

@@ -1,0 +1,125 @@
+"""The open data behind the shipped model ``pbe``: what is taken from where, and which frames are held back.
+
+Frames are held back by family, never one by one: all frames of one reduced formula (one prototype, where the file names
+it) are on the same side, in every file, so that a held-back frame has no near-duplicate among the training frames.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.io import iread, write
+
+HELD_BACK = 0.05  # share of the families, by hash
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set: its files below the folder of data sets, level of theory, licence, and how it is drawn from.
+
+    ``held``: files held back as published; without them families are. ``share``: chance of a frame to come from here.
+    ``forces``: whether its forces are labels (not zeros by symmetry).
+    """
+
+    name: str
+    files: tuple[str, ...]
+    share: float
+    licence: str
+    origin: str
+    level: str = "pbe"
+    held: tuple[str, ...] = ()
+    forces: bool = True
+
+
+MATTERSIM = ("MIT (data CC-BY-4.0)", "github.com/microsoft/mattersim")
+MLEARN = ("BSD-3-Clause", "github.com/materialsvirtuallab/mlearn")
+MIT = "MIT"
+SOURCES = (
+    *(
+        Source(name, (f"mattersim_benchmarks/{name}.xyz.gz",), share, *MATTERSIM)
+        for name, share in (
+            ("mptrj-random-1k", 3.0),
+            ("mptrj-highest-stress-1k", 1.0),
+            ("alexandria-random-1k", 1.0),
+            ("mpf-TP", 2.0),
+            ("mpf-alkali-TP", 1.0),
+            ("random-TP", 2.0),
+        )
+    ),
+    Source("diatomics", ("diatomics_PBE/PBE.xyz.gz",), 0.7, MIT, "github.com/janosh/matbench-discovery"),
+    *(
+        Source(f"mlearn-{e}", (f"mlearn_{e}/train.xyz.gz",), 0.15, *MLEARN, held=(f"mlearn_{e}/test.xyz.gz",))
+        for e in ("Li", "Mo", "Ni", "Si")
+    ),
+    Source("oxides-BO2", ("oxides_BO2_PBE/all.xyz.gz",), 0.2, MIT, "github.com/Open-Catalyst-Project/ocp"),
+    Source(
+        "acwf-eos", ("acwf_eos_PBE/unaries.xyz.gz", "acwf_eos_PBE/oxides.xyz.gz"), 1.0, MIT,
+        "github.com/aiidateam/acwf-verification-scripts", level="pbe-acwf", forces=False,
+    ),
+)  # fmt: skip
+
+
+def prepare(datasets: Path, folder: Path) -> None:
+    """Write ``train/NAME.xyz.gz`` and ``valid/NAME.xyz.gz`` of every source, and ``held_back.json`` with the families."""
+    held: dict[str, list[str]] = {}
+    for part in ("train", "valid"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for source in SOURCES:
+        parts: dict[str, list[Atoms]] = {"train": [], "valid": []}
+        found = {file: list(iread(datasets / file, ":")) for file in (*source.files, *source.held)}
+        families = {_family(atoms) for file in source.files for atoms in found[file]}
+        # At least one family: the one that is nearest to being held back.
+        limit = max(HELD_BACK, min(map(_place, families)))
+        for file, frames in found.items():
+            for atoms in frames:
+                back = file in source.held if source.held else _place(_family(atoms)) <= limit
+                parts["valid" if back else "train"].append(_labelled(atoms, source.forces))
+        for part, frames in parts.items():
+            with gzip.open(folder / part / f"{source.name}.xyz.gz", "wt", compresslevel=6) as file:
+                write(file, frames, format="extxyz")
+        back = {atoms.info["family"] for atoms in parts["valid"]}
+        held[source.name] = list(source.held) if source.held else sorted(back)
+        print(f"{source.name}: {len(parts['train'])} frames to train on, {len(parts['valid'])} held back", flush=True)
+    (folder / "held_back.json").write_text(json.dumps(held, indent=1), encoding="utf-8")
+
+
+def data_section(folder: Path) -> dict[str, Any]:
+    """The ``data`` section of the configuration, for files written by ``prepare``."""
+
+    def entries(part: str) -> Iterator[dict[str, Any]]:
+        for source in SOURCES:
+            entry = {"path": str(folder / part / f"{source.name}.xyz.gz"), "name": source.name, "level": source.level}
+            yield {**entry, "share": source.share} if part == "train" else entry
+
+    return {"train": list(entries("train")), "valid": list(entries("valid"))}
+
+
+def _family(atoms: Atoms) -> str:
+    named = atoms.info.get("config_type")
+    return str(named) if named else atoms.symbols.formula.reduce()[0].format("hill")
+
+
+def _place(family: str) -> float:
+    """A number in [0, 1) that depends on nothing but the name."""
+    return int.from_bytes(hashlib.sha256(family.encode()).digest()[:8], "big") / 2**64
+
+
+def _labelled(atoms: Atoms, forces: bool) -> Atoms:
+    """The frame with its energy, forces and virial and nothing else."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    results = dict(atoms.calc.results)
+    labels = {key: results[key] for key in ("energy", "forces") if key in results and (forces or key != "forces")}
+    if "stress" in results:
+        labels["stress"] = results["stress"]
+    bare = Atoms(atoms.symbols, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    bare.info["family"] = _family(atoms)
+    bare.calc = SinglePointCalculator(bare, **labels)
+    return bare
