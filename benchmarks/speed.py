@@ -28,15 +28,16 @@ from typing import Any
 
 import numpy as np
 from common import save
-from speed_cases import FITTING, Group, groups, matmul_shapes, model, structure
+from speed_cases import FITTING, Group, groups, matmul_shapes, model, structure, write_frames
 from speed_page import DEEPMD, DEFAULT, DEFAULT_TABLE, SAME, SAME_TABLE, write_page
 from speed_processes import FailedError, Worker, available_memory, quartiles
 from speed_setup import deepmd_python, environment, logged
 
-TABLE = {SAME: SAME_TABLE, DEFAULT: DEFAULT_TABLE}
+TABLES = (SAME_TABLE, DEFAULT_TABLE)
+LARGEST = "water-12288"  # comes last: an interrupted benchmark has all else
 PROFILED = STARTED = TRAINED = "water-192"
 SCALING = ("water-81", "water-1029", "water-10125", "water-98304")
-LONG = 10.0  # s; a call that takes longer is not repeated for warming up alone
+LONG = 5.0  # s; a call that takes longer is repeated less
 
 
 class Bench:
@@ -54,12 +55,12 @@ class Bench:
 
     def run(self) -> None:
         parts: dict[str, Callable[[], Any]] = {"matmul": self.matmul}
+        others = {"start": self.start, "profile": self.profile, "waiting": self.waiting, "scaling": self.scaling}
         for group in groups(self.args.quick):
+            if group.system == LARGEST:
+                parts |= others
             parts[group.key] = lambda group=group: self.group(group)
-            if group.key == "water-192/0-layers/float64":
-                parts["start"] = self.start
-        parts.setdefault("start", self.start)
-        parts |= {"profile": self.profile, "waiting": self.waiting, "scaling": self.scaling}
+        parts |= others
         chosen = [name for name in parts if any(fnmatch(name, pattern) for pattern in self.args.only or ["*"])]
         if self.args.only and not chosen:
             raise SystemExit(f"--only {' '.join(self.args.only)}: matches no part; there are {', '.join(parts)}")
@@ -70,11 +71,16 @@ class Bench:
                 continue
             begun = time.perf_counter()
             print(f"{name} …", flush=True)
-            done[name] = {**parts[name](), "date": time.strftime("%Y-%m-%d %H:%M")}
+            try:
+                part = parts[name]()
+            except FailedError as error:
+                part = {"failed": error.reason}
+                print(f"{name}: {error.reason}", file=sys.stderr, flush=True)
+            done[name] = {**part, "date": time.strftime("%Y-%m-%d %H:%M")}
             done[name]["took_s"] = round(time.perf_counter() - begun, 1)
             save(self.results, self.args.output)
+            write_page(self.results, self.args.output)
             print(f"{name}: {done[name]['took_s']:.0f} s", flush=True)
-        write_page(self.results, self.args.output)
 
     def system(self, name: str) -> tuple[Path, dict[str, float]]:
         if name not in self.systems:
@@ -99,26 +105,27 @@ class Bench:
             logged(command, self.work / "convert.log")
         return path
 
-    def worker(self, program: str, group: Group, tabulated: bool = False) -> Worker:
+    def worker(self, program: str, group: Group) -> Worker:
         """A fresh process that has imported its program and loaded weights and structure."""
-        path = self.model(group, "smooth" if program == DEFAULT else "deepmd")
+        path = self.model(group, "smooth" if program in (DEFAULT, DEFAULT_TABLE) else "deepmd")
         if program == DEEPMD:
             path = path.with_suffix(".pth")
+        files = {"model": str(path), "structure": str(self.system(group.system)[0]), "tabulated": program in TABLES}
         interpreter = self.deepmd if program == DEEPMD else Path(sys.executable)
         kind = "deepmd-kit" if program == DEEPMD else "dpa1"
         worker = Worker(interpreter, kind, self.args.device, self.args.threads, self.work / "workers.log")
         try:
-            loaded = worker.ask(
-                "load", model=str(path), structure=str(self.system(group.system)[0]), tabulated=tabulated
-            )
+            loaded = worker.ask("load", **files)
         except FailedError:
             worker.close()
             raise
         worker.loaded = loaded
         return worker
 
-    def programs(self) -> list[str]:
-        return [DEEPMD, SAME, DEFAULT] if self.deepmd else [SAME, DEFAULT]
+    def programs(self, task: str, layers: int) -> list[str]:
+        """Who takes part: tables are for inference, and compared where DeePMD-kit's own would be, without attention."""
+        exact = [DEEPMD, SAME, DEFAULT] if self.deepmd else [SAME, DEFAULT]
+        return [*exact, *TABLES] if task == "inference" and layers == 0 else exact
 
     def group(self, group: Group) -> dict[str, Any]:
         """Inference and training of all programs on one structure, in turn."""
@@ -133,18 +140,18 @@ class Bench:
             if DEEPMD in workers and SAME in workers and out["facts"]["atoms"] < 200:
                 # Before training, which moves the weights.
                 out["agreement"] = agreement(workers[DEEPMD], workers[SAME], self.work)
+            for program in [p for p in TABLES if p in workers]:
+                workers.pop(program).close()
             self.task("training", group, workers, out)
         finally:
             for worker in workers.values():
                 worker.close()
-        if group.layers == 0:
-            self.tabulated(group, out)
         return out
 
     def task(self, task: str, group: Group, workers: dict[str, Worker], out: dict[str, Any]) -> None:
         """First one call of each program that measures its memory, then the calls in turn that are timed."""
         records = out[task]
-        for program in self.programs():
+        for program in self.programs(task, group.layers):
             if "failed" in out["inference"].get(program, {}):
                 records[program] = {"failed": "not tried: inference, which needs less, did not fit"}
                 continue
@@ -153,15 +160,18 @@ class Bench:
         if not running:
             return
         slowest = max(record["first_s"] for record in running.values())
-        rounds = int(min(max(self.args.seconds / slowest, 2 if slowest > LONG or self.args.quick else 3), 15))
+        least = 3 if slowest < LONG and not self.args.quick else 2 if DEEPMD in running else 1
+        rounds = int(min(max(self.args.seconds / slowest, least), 15))
         spent: dict[str, list[float]] = {program: [] for program in running}
         for _ in range(rounds):
             for program in list(running):
                 try:
+                    self.ready(task, program, group, workers)
                     answer = workers[program].ask(task, **self.options(task, program))
                 except FailedError as error:
                     records[program] = {"failed": error.reason, "first_s": records[program]["first_s"]}
-                    workers.pop(program).close()
+                    if program in workers:
+                        workers.pop(program).close()
                     del running[program]
                     continue
                 spent[program].append(answer["seconds"])
@@ -173,14 +183,10 @@ class Bench:
                 record["ratio"] = quartiles([theirs / ours for theirs, ours in pairs])
 
     def first(self, task: str, program: str, group: Group, workers: dict[str, Worker]) -> dict[str, Any]:
-        """Start the program if need be, warm it up and measure the memory of one call, alone when it needs the room."""
+        """Warm the program up and measure the memory of one call, once more alone when the others hold much of it."""
         for alone in (False, True):
             try:
-                if program not in workers:
-                    workers[program] = self.worker(program, group)
-                    self.warm_up(workers[program], task, program, group)
-                elif task == "training":
-                    self.warm_up(workers[program], task, program, group)
+                self.ready(task, program, group, workers, fresh_task=True)
                 answer = workers[program].ask(task, **self.options(task, program))
                 if answer["seconds"] < LONG:
                     again = workers[program].ask(task, **self.options(task, program))
@@ -189,12 +195,22 @@ class Bench:
             except FailedError as error:
                 if program in workers:
                     workers.pop(program).close()
-                if error.kind != "memory" or alone or not workers:
+                held = sum(worker.resident() for worker in workers.values())
+                if error.kind != "memory" or alone or held < 0.1 * available_memory():
                     return {"failed": error.reason}
-                # The others hold memory that this one may need: let it try alone.
                 for name in list(workers):
                     workers.pop(name).close()
         raise AssertionError("unreachable")
+
+    def ready(
+        self, task: str, program: str, group: Group, workers: dict[str, Worker], fresh_task: bool = False
+    ) -> None:
+        """A warm process for the program, started when there is none (any more)."""
+        started = program not in workers
+        if started:
+            workers[program] = self.worker(program, group)
+        if started or fresh_task:
+            self.warm_up(workers[program], task, program, group)
 
     def warm_up(self, worker: Worker, task: str, program: str, group: Group) -> None:
         """Some calls, on the small structure of the same material when this one is large."""
@@ -208,33 +224,10 @@ class Bench:
             worker.ask("structure", path=str(self.system(group.system)[0]))
 
     def options(self, task: str, program: str) -> dict[str, Any]:
-        options: dict[str, Any] = {"limit": 0.9 * available_memory()}
+        options: dict[str, Any] = {"limit": min(0.9 * available_memory(), self.args.memory * 1e9)}
         if task == "training":
             options["optimizer"] = "muon" if program == DEFAULT else "adam"
         return options
-
-    def tabulated(self, group: Group, out: dict[str, Any]) -> None:
-        """Inference of the tabulated models; the ratio is to the median of DeePMD-kit's untabulated model."""
-        from dpa1.model.potential import Potential
-
-        theirs = out["inference"].get(DEEPMD, {}).get("seconds")
-        for program, name in TABLE.items():
-            if not hasattr(Potential, "tabulated"):
-                out["inference"][name] = {"failed": "not measured: this version has no tables"}
-                continue
-            try:
-                worker = self.worker(program, group, tabulated=True)
-            except FailedError as error:
-                out["inference"][name] = {"failed": error.reason}
-                continue
-            with worker:
-                worker.ask("inference")
-                answers = [worker.ask("inference", **self.options("inference", program)) for _ in range(7)]
-            spent = [answer["seconds"] for answer in answers]
-            record = {"seconds": spent, "peak": max(answer["peak"] for answer in answers)}
-            if theirs:
-                record["ratio"] = quartiles([quartiles(theirs)[1] / ours for ours in spent])
-            out["inference"][name] = record
 
     def matmul(self) -> dict[str, Any]:
         """The machine's rate for the products of the model, FLOP/s."""
@@ -249,7 +242,7 @@ class Bench:
         """From starting the interpreter to the first energy, forces and virial of 192 atoms."""
         group, out = Group(STARTED, 2, "float32"), {}
         for _ in range(1 if self.args.quick else 3):
-            for program in self.programs()[:2]:
+            for program in self.programs("inference", 2)[:2]:
                 self.model(group, "deepmd")
                 begun = time.perf_counter()
                 with self.worker(program, group) as worker:
@@ -273,26 +266,24 @@ class Bench:
 
     def scaling(self) -> dict[str, Any]:
         """Inference of this package from 10² to 10⁵ atoms, float32, the convention users train."""
-        from dpa1.model.potential import Potential
-
         out: dict[str, Any] = {}
         for layers in (0, 2):
-            for tabulated in (False, True) if hasattr(Potential, "tabulated") else (False,):
-                out[f"{layers} layers" + (", tabulated" if tabulated else "")] = rows = {}
+            for program in (DEFAULT, DEFAULT_TABLE):
+                out[f"{layers} layers" + (", tabulated" if program in TABLES else "")] = rows = {}
                 for name in SCALING[: 1 if self.args.quick else None]:
-                    rows[name] = self.scaled(Group(name, layers, "float32"), tabulated)
+                    rows[name] = self.scaled(Group(name, layers, "float32"), program)
         return {"rows": out}
 
-    def scaled(self, group: Group, tabulated: bool) -> dict[str, Any]:
+    def scaled(self, group: Group, program: str) -> dict[str, Any]:
         facts = self.system(group.system)[1]
         try:
-            with self.worker(DEFAULT, group, tabulated) as worker:
+            with self.worker(program, group) as worker:
                 worker.ask("structure", path=str(self.system("water-192")[0]))
                 worker.ask("inference")
                 worker.ask("structure", path=str(self.system(group.system)[0]))
-                answers = [worker.ask("inference", **self.options("inference", DEFAULT))]
+                answers = [worker.ask("inference", **self.options("inference", program))]
                 while sum(a["seconds"] for a in answers) < self.args.seconds / 4 and len(answers) < 9:
-                    answers.append(worker.ask("inference", **self.options("inference", DEFAULT)))
+                    answers.append(worker.ask("inference", **self.options("inference", program)))
                 neighbors = worker.ask("neighbors")["seconds"]
         except FailedError as error:
             return {**facts, "failed": error.reason}
@@ -341,21 +332,6 @@ def agreement(theirs: Worker, ours: Worker, work: Path) -> dict[str, float]:
             "largest_force": float(abs(a["forces"]).max())}  # fmt: skip
 
 
-def write_frames(data: Any, path: Path, count: int) -> None:
-    """Extended XYZ of ``count`` displaced copies of a structure with random labels."""
-    from ase import Atoms
-    from ase.calculators.singlepoint import SinglePointCalculator
-    from ase.io import write
-
-    rng, frames = np.random.default_rng(2), []
-    for _ in range(count):
-        noise = rng.normal(scale=0.02, size=data["positions"].shape)
-        atoms = Atoms(numbers=data["numbers"], positions=data["positions"] + noise, cell=data["cell"], pbc=True)
-        atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=data["forces"])
-        frames.append(atoms)
-    write(path, frames, format="extxyz")
-
-
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="192 water atoms in float32 only, few repetitions")
@@ -367,6 +343,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=available_cores(), help="CPU threads of each program")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seconds", type=float, help="aim of one measurement of the slowest program; default 10")
+    parser.add_argument("--memory", type=float, default=float("inf"), metavar="GB", help="most that one case may take")
     parser.add_argument("--deepmd-env", type=Path, help="environment with deepmd-kit 3.2; made when not given")
     parser.add_argument("--pip-option", action="append", default=[], metavar="OPTION",
                         help="for installing DeePMD-kit, as in --pip-option=--index-url=URL; may be repeated")  # fmt: skip

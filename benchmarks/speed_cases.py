@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -138,3 +139,18 @@ def model(convention: str, elements: tuple[str, ...], layers: int, dtype: str, n
     potential.set_precision(dtype)
     potential.config = potential.config.model_copy(update={"precision": dtype})
     save_model(potential, path)
+
+
+def write_frames(data: Mapping[str, np.ndarray], path: Path, count: int) -> None:
+    """Extended XYZ of ``count`` displaced copies of a structure with random labels."""
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+
+    rng, frames = np.random.default_rng(2), []
+    for _ in range(count):
+        noise = rng.normal(scale=0.02, size=data["positions"].shape)
+        atoms = Atoms(numbers=data["numbers"], positions=data["positions"] + noise, cell=data["cell"], pbc=True)
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=data["forces"])
+        frames.append(atoms)
+    write(path, frames, format="extxyz")

@@ -9,26 +9,12 @@ from typing import Any
 from common import table
 from speed_cases import MFLOP, arithmetic
 from speed_processes import quartiles
+from speed_profile import KERNELS, KINDS, OTHER, grouped
 
 DEEPMD, SAME, DEFAULT = "DeePMD-kit", "dpa1 (same weights)", "dpa1 (default)"
 SAME_TABLE, DEFAULT_TABLE = "dpa1 (same weights, tabulated)", "dpa1 (default, tabulated)"
 DTYPES = ("float32", "float64")
 MISSING = "not measured"
-KINDS = {
-    "matrix products": ("mm", "bmm", "addmm", "baddbmm", "addbmm", "matmul", "linear", "einsum", "dot", "mv"),
-    "copies, gathers and fills": (
-        "copy_", "clone", "cat", "index", "index_select", "index_add_", "index_put_", "_index_put_impl_", "gather",
-        "scatter_add_", "scatter_add", "fill_", "zero_", "empty", "empty_strided", "contiguous", "stack", "nonzero",
-        "masked_select", "repeat", "arange", "empty_like", "zeros", "zeros_like", "resize_", "argsort", "sort", "unsafe_index",
-    ),
-    "elementwise, sums and norms": (
-        "mul", "mul_", "add", "add_", "sub", "sub_", "rsub", "div", "div_", "neg", "tanh", "tanh_backward", "exp", "exp_",
-        "pow", "sqrt", "rsqrt", "sum", "mean", "where", "native_layer_norm", "native_layer_norm_backward", "addcmul",
-        "addcmul_", "addcdiv_", "reciprocal", "clamp", "max", "amax", "norm", "linalg_vector_norm", "_softmax", "square",
-        "sigmoid", "sign", "abs", "eq", "lt", "gt", "le", "ge", "ne", "bitwise_and", "cumsum", "any", "all", "sgn", "threshold",
-    ),
-}  # fmt: skip
-OTHER = "everything else (Python, autograd, neighbour list, optimizer)"
 
 
 def write_page(results: dict[str, Any], output: Path) -> None:
@@ -317,9 +303,10 @@ def waiting(results: dict[str, Any]) -> str:
 def profile(results: dict[str, Any]) -> str:
     cases = results["parts"].get("profile", {}).get("cases", {})
     rows = []
-    for kind in [*KINDS, "kernels of this package", OTHER]:
-        cells = [grouped(case).get(kind, 0.0) / case["wall_s"] for case in cases.values()]
-        rows.append([kind, *(f"{100 * share:.0f} %" for share in cells)])
+    shares = [{kind: spent / case["wall_s"] for kind, spent in grouped(case).items()} for case in cases.values()]
+    for kind in [*KINDS, KERNELS, OTHER]:
+        if kind != KERNELS or any(KERNELS in share for share in shares):
+            rows.append([kind, *(f"{100 * share.get(kind, 0.0):.0f} %" for share in shares)])
     rows.append(["time under the profiler (ms)", *(number(1e3 * case["wall_s"]) for case in cases.values())])
     lines = []
     for name, case in cases.items():
@@ -337,20 +324,9 @@ def profile(results: dict[str, Any]) -> str:
     )
 
 
-def grouped(case: dict[str, Any]) -> dict[str, float]:
-    """Seconds by kind of operator; what no operator accounts for goes to the last."""
-    kind_of = {f"aten::{name}": kind for kind, names in KINDS.items() for name in names}
-    out: dict[str, float] = {}
-    for operator, seconds in case["operators"].items():
-        kind = "kernels of this package" if "dpa1" in operator else kind_of.get(operator, OTHER)
-        out[kind] = out.get(kind, 0.0) + seconds
-    out[OTHER] = out.get(OTHER, 0.0) + max(case["wall_s"] - sum(case["operators"].values()), 0.0)
-    return out
-
-
 def matmul(results: dict[str, Any]) -> str:
-    part = results["parts"].get("matmul")
-    if not part:
+    part = results["parts"].get("matmul", {})
+    if "rates" not in part:
         return ""
     rows = [[name, " × ".join(map(str, shape)), *(f"{part['rates'][d][name] / 1e9:.0f}" for d in DTYPES)]
             for name, shape in part["shapes"].items()]  # fmt: skip
@@ -362,6 +338,7 @@ def matmul(results: dict[str, Any]) -> str:
 
 
 def notes(results: dict[str, Any]) -> str:
+    """How it was measured, and what failed as a whole."""
     found = [part["agreement"] for *_, part in parts(results) if "agreement" in part]
     largest = {
         d: max(
@@ -384,7 +361,8 @@ def notes(results: dict[str, Any]) -> str:
         "package, on the small structure when the case is large, then one or two on the structure itself.\n"
         "- DeePMD-kit's inference is `DeepPot.eval` on the frozen `.pth`; its training step is what its trainer's loop does: "
         "model and loss forward, backward, Adam. Ours is `predict` of a fresh batch, and the training step of `dpa1 train` "
-        "with the neighbour list from the cache, as from the second epoch on. The tabulated rows are compared with DeePMD-kit's "
+        "with the neighbour list from the cache, as from the second epoch on; freed memory is kept for reuse, as in every run "
+        "of `dpa1`. The tabulated rows are compared with DeePMD-kit's "
         "untabulated model: with type embeddings entering beside the distance it cannot compress.\n"
         f"- The arithmetic per atom is {MFLOP['forward']:g} MFLOP forward, {MFLOP['inference']:g} with forces and "
         f"{MFLOP['training']:g} for a training step at 90 neighbours and two layers, scaled to the real neighbours and layers of each case. "

@@ -65,15 +65,23 @@ class Worker:
         if not line:
             code = self.process.wait()
             if limit is not None and code < 0:
-                raise FailedError("memory", f"does not fit: ended by signal {-code} with {limit / 1e9:.0f} GB to use")
+                raise FailedError("memory", f"does not fit: ended by signal {-code} with {limit / 1e9:.2g} GB to use")
             raise FailedError("error", f"process ended with exit code {code}; see {Path(self.log.name).name}")
         answer = json.loads(line)
         if answer.get("failed") == "memory":
-            size = f"{limit / 1e9:.0f} GB" if limit else "the memory"
+            size = f"{limit / 1e9:.2g} GB" if limit else "the memory"
             raise FailedError("memory", f"does not fit: needs more than {size}")
         if "failed" in answer:
             raise FailedError("error", answer["text"].strip().splitlines()[-1][:200])
         return dict(answer)
+
+    def resident(self) -> float:
+        """Bytes of memory the process holds; 0 where the system does not tell."""
+        try:
+            lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        except OSError:
+            return 0.0
+        return next((int(line.split()[1]) * 1024.0 for line in lines if line.startswith("VmRSS")), 0.0)
 
     def close(self) -> None:
         """End the process."""

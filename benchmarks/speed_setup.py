@@ -24,7 +24,7 @@ def deepmd_python(args: argparse.Namespace, work: Path) -> Path:
         if not options and shutil.which("nvidia-smi") is None:
             options = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]  # no gigabytes for a GPU
         print(f"installing DeePMD-kit 3.2.0 into {folder} (torch 2.11; a few minutes)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", *options]
         logged([*pip, "torch==2.11.*"], work / "install.log")
         logged([*pip, "deepmd-kit[torch]==3.2.0", "torch==2.11.*", "mpich"], work / "install.log")
