@@ -1,9 +1,12 @@
-"""Pretrain the model ``pbe`` on open PBE data over 94 elements: one command, taken up again where it was interrupted.
+"""Pretrain the model ``pbe`` on open PBE data over the periodic table: one command, which goes on where it was interrupted.
 
-    python pretraining/pretrain.py DATASETS RUN [key=value …]
+    python pretraining/pretrain.py DATASETS FOLDER [key=value …]
+    python pretraining/pretrain.py --install FOLDER [--best]
 
-DATASETS is the folder of data sets named in pretraining/sources.py, RUN the folder everything is written to. Called again
-with the same folders it goes on from the last checkpoint.
+DATASETS is the folder of data sets that pretraining/sources.py names, FOLDER takes everything that is written. Called again
+with the same folders, it goes on from the last checkpoint; ``training.steps=N`` may then shorten or lengthen the run as long
+as its learning rate is still constant. ``--install`` makes the finished run (with ``--best`` the best model so far) the model
+that comes with the package.
 """
 
 from __future__ import annotations
@@ -11,17 +14,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from card import install
 from sources import data_section, prepare
 
-from dpa1.cli.train import _overrides
+from dpa1.cli.train import parse_overrides
 from dpa1.config.run import config_from, read_values
-from dpa1.errors import UserError
+from dpa1.errors import RunError, UserError
+from dpa1.interop.shipped import FOLDER
 from dpa1.training.run import train
 
 HERE = Path(__file__).parent
 
 
-def main(datasets: Path, folder: Path, arguments: list[str]) -> None:
+def pretrain(datasets: Path, folder: Path, arguments: list[str]) -> None:
     """Prepare the data unless that is done, then train or go on training."""
     data, run = folder / "data", folder / "run"
     if not (data / "held_back.json").exists():
@@ -29,14 +34,25 @@ def main(datasets: Path, folder: Path, arguments: list[str]) -> None:
     values = read_values(HERE / "pbe.yaml")
     values["data"] = {**data_section(data), **values["data"]}
     values["output"] = str(run)
-    config = config_from(values, HERE / "pbe.yaml", _overrides(arguments))
-    train(config, resume=(run / "checkpoints").exists())
+    config = config_from(values, HERE / "pbe.yaml", parse_overrides(arguments))
+    train(config, resume=(run / "config.yaml").exists())
+
+
+def main(arguments: list[str]) -> None:
+    """Do what the command line says."""
+    if arguments[:1] == ["--install"] and len(arguments) > 1:
+        folder = Path(arguments[1])
+        name = "best.dpa1" if "--best" in arguments else "model.dpa1"
+        install(folder / "run", folder / "data", FOLDER / "pbe.dpa1", name)
+        print(f"wrote {FOLDER / 'pbe.dpa1'}")
+    elif len(arguments) > 1:
+        pretrain(Path(arguments[0]), Path(arguments[1]), arguments[2:])
+    else:
+        sys.exit(__doc__)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
     try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
-    except UserError as error:
+        main(sys.argv[1:])
+    except (UserError, RunError) as error:
         sys.exit(f"Error: {error}")

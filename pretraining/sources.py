@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ase import Atoms
 from ase.io import iread, write
 
 HELD_BACK = 0.05  # share of the families, by hash
+AT_LEAST = 0.02  # share of the frames of each source
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Source:
     """One data set: its files below the folder of data sets, level of theory, licence, and how it is drawn from.
 
     ``held``: files held back as published; without them families are. ``share``: chance of a frame to come from here.
-    ``forces``: whether its forces are labels (not zeros by symmetry).
+    ``forces``: whether its forces are labels (not zeros by symmetry). ``without``: frames with these elements are not used.
     """
 
     name: str
@@ -36,11 +38,15 @@ class Source:
     level: str = "pbe"
     held: tuple[str, ...] = ()
     forces: bool = True
+    without: tuple[str, ...] = ()
 
 
 MATTERSIM = ("MIT (data CC-BY-4.0)", "github.com/microsoft/mattersim")
 MLEARN = ("BSD-3-Clause", "github.com/materialsvirtuallab/mlearn")
 MIT = "MIT"
+# Their dimers jump between electronic branches (down to −40 eV/atom), and most have f electrons that the crystals' PAW
+# potentials keep in the core: another energy scale.
+LANTHANIDES = tuple("Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb".split())
 SOURCES = (
     *(
         Source(name, (f"mattersim_benchmarks/{name}.xyz.gz",), share, *MATTERSIM)
@@ -53,7 +59,10 @@ SOURCES = (
             ("random-TP", 2.0),
         )
     ),
-    Source("diatomics", ("diatomics_PBE/PBE.xyz.gz",), 0.7, MIT, "github.com/janosh/matbench-discovery"),
+    Source(
+        "diatomics", ("diatomics_PBE/PBE.xyz.gz",), 0.7, MIT, "github.com/janosh/matbench-discovery",
+        without=LANTHANIDES,
+    ),
     *(
         Source(f"mlearn-{e}", (f"mlearn_{e}/train.xyz.gz",), 0.15, *MLEARN, held=(f"mlearn_{e}/test.xyz.gz",))
         for e in ("Li", "Mo", "Ni", "Si")
@@ -74,12 +83,15 @@ def prepare(datasets: Path, folder: Path) -> None:
     for source in SOURCES:
         parts: dict[str, list[Atoms]] = {"train": [], "valid": []}
         found = {file: list(iread(datasets / file, ":")) for file in (*source.files, *source.held)}
-        families = {_family(atoms) for file in source.files for atoms in found[file]}
-        # At least one family: the one that is nearest to being held back.
-        limit = max(HELD_BACK, min(map(_place, families)))
+        found = {
+            file: [atoms for atoms in frames if not set(source.without) & set(atoms.symbols)]
+            for file, frames in found.items()
+        }
+        families = Counter(_family(atoms) for file in source.files for atoms in found[file])
+        held_families = _held_back(families)
         for file, frames in found.items():
             for atoms in frames:
-                back = file in source.held if source.held else _place(_family(atoms)) <= limit
+                back = file in source.held if source.held else _family(atoms) in held_families
                 parts["valid" if back else "train"].append(_labelled(atoms, source.forces))
         for part, frames in parts.items():
             with gzip.open(folder / part / f"{source.name}.xyz.gz", "wt", compresslevel=6) as file:
@@ -104,6 +116,17 @@ def data_section(folder: Path) -> dict[str, Any]:
 def _family(atoms: Atoms) -> str:
     named = atoms.info.get("config_type")
     return str(named) if named else atoms.symbols.formula.reduce()[0].format("hill")
+
+
+def _held_back(families: Counter[str]) -> set[str]:
+    """Those below ``HELD_BACK``, and as many more as it takes to hold back ``AT_LEAST`` of the frames."""
+    order, frames, held = sorted(families, key=_place), 0, set()
+    for family in order:
+        if _place(family) >= HELD_BACK and frames >= AT_LEAST * families.total():
+            break
+        held.add(family)
+        frames += families[family]
+    return held
 
 
 def _place(family: str) -> float:

@@ -75,7 +75,7 @@ def test_each_level_has_its_energies_and_all_share_the_forces(two, tmp_path):
     np.testing.assert_allclose(other.get_forces(atoms), emt.get_forces(atoms), atol=1e-12)
     text = result.folder.joinpath("train.log").read_text()
     assert text.count("rank 2 of 2") == 4
-    assert potential.info["levels"]["shifted"] == {"elements": ["Al", "Cu"], "frames": 10}
+    assert potential.info["level_data"]["shifted"] == {"elements": ["Al", "Cu"], "frames": 10}
 
 
 def test_errors_per_source_and_level(two, tmp_path):
@@ -127,6 +127,33 @@ def test_resumed_run_is_the_same_run(two, tmp_path, monkeypatch):
     assert steps == ["10", "10", "20", "20"]
 
 
+def test_a_run_of_constant_rate_may_become_longer_or_shorter(tmp_path, monkeypatch):
+    wsd = {"kind": "wsd", "decay_fraction": 0.25, "warmup_steps": 2}
+    options = {"schedule": wsd, "checkpoint_every": 8, "valid_every": 8}
+    short = load_model(train(toy_config(tmp_path, training=options, output=str(tmp_path / "s")), quiet=True).model)
+
+    from dpa1.training.trainer import Trainer
+
+    original = Trainer._tell
+
+    def interrupt(self, step, rate):
+        if step == 10:
+            raise RunError("interrupted")
+        return original(self, step, rate)
+
+    monkeypatch.setattr(Trainer, "_tell", interrupt)
+    with pytest.raises(RunError, match="interrupted"):
+        train(toy_config(tmp_path, training={**options, "steps": 1000}), quiet=True)
+    monkeypatch.undo()
+    # Step 8 of 9 would have been in the decay; a longer warm-up would have made other steps.
+    for changed in ({"steps": 9}, {"schedule": {**wsd, "warmup_steps": 3}}, {"schedule": {**wsd, "kind": "cosine"}}):
+        with pytest.raises(UserError, match=r"in the run to resume but .* now"):
+            train(toy_config(tmp_path, training={**options, **changed}), resume=True, quiet=True)
+    model = load_model(train(toy_config(tmp_path, training=options), resume=True, quiet=True).model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, short.state_dict()[name]), name
+
+
 def test_a_fitting_net_per_level(tmp_path):
     shared, own = small(["a", "b"]), small(["a", "b"], fitting_per_level=True)
     assert set(small(["a"], fitting_per_level=True).state_dict()) == set(shared.state_dict())
@@ -166,7 +193,9 @@ def test_a_missing_or_wrong_level_is_refused_with_the_names_there_are(call):
     batch = make_batch(_frames(1), potential.cutoff)
     with pytest.raises(UserError, match=r"several levels of theory \(pbe, r2scan\): name one"):
         call(potential, batch)
-    with pytest.raises(UserError, match=r"unknown level of theory 'r2scn'; this model holds pbe, r2scan.*did you mean 'r2scan'"):
+    with pytest.raises(
+        UserError, match=r"unknown level of theory 'r2scn'; this model holds pbe, r2scan.*did you mean 'r2scan'"
+    ):
         potential.predict(batch, level="r2scn")
     with pytest.raises(UserError, match=r"toy, frame 0: its level of theory is hse, the model holds pbe, r2scan"):
         make_batch([_frames(1)[0].replace(level="hse")], potential.cutoff, levels=potential.levels)
@@ -186,7 +215,9 @@ def test_what_cannot_be_mixed_is_refused(two, tmp_path):
     unnamed = {key: value for key, value in b.items() if key != "level"}
     with pytest.raises(UserError, match="C: its level of theory is not given, while the training data hold emt"):
         train(two(data={"train": [a, {**b, "level": "c"}, unnamed | {"name": "C"}]}), quiet=True)
-    with pytest.raises(UserError, match=r"validation data hold the level of theory 'ent'.*emt, shifted.*did you mean 'emt'"):
+    with pytest.raises(
+        UserError, match=r"validation data hold the level of theory 'ent'.*emt, shifted.*did you mean 'emt'"
+    ):
         train(two(data={"valid": [{"path": a["path"], "level": "ent"}]}), quiet=True)
     with pytest.raises(UserError, match=r"energy_bias.*of which level of theory is 'Cu'.*emt, shifted"):
         train(two(training={"energy_bias": {"Cu": 1.0}}), quiet=True)
@@ -241,7 +272,7 @@ def test_an_element_only_one_level_has(two, tmp_path):
     bias = potential.energy_bias
     assert (bias[1, al] - bias[0, al]).item() == pytest.approx((bias[1, cu] - bias[0, cu]).item(), abs=1e-9)
     assert "level shifted has no frame with Al" in (result.folder / "train.log").read_text()
-    assert potential.info["levels"]["shifted"]["elements"] == ["Cu"]
+    assert potential.info["level_data"]["shifted"]["elements"] == ["Cu"]
 
 
 def drawn(config, steps):

@@ -10,6 +10,8 @@ import typer
 from dpa1.cli.terminal import to_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dpa1.model.potential import Potential
 
 
@@ -19,13 +21,18 @@ def register(app: typer.Typer) -> None:
 
 
 def show_command(
-    model: Annotated[Path, typer.Argument(help="Model file: .dpa1, or DeePMD-kit's .dp .yaml .pt .pth.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="Model file (.dpa1, DeePMD-kit's .dp .yaml .pt .pth), or the name of a shipped model."),
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """What a model is: elements, architecture, levels of theory, energy biases, origin and licence."""
     from dpa1.interop.load import load_potential
+    from dpa1.interop.shipped import find_model
 
-    card = model_card(load_potential(model), model)
+    path = find_model(model)
+    card = model_card(load_potential(path), path)
     if json:
         typer.echo(to_json(card))
         return
@@ -36,8 +43,12 @@ def show_command(
     for key, value in card.items():
         if key == "errors" and isinstance(value, dict):
             value = {part: _errors(numbers) for part, numbers in value.items()}
-        if key not in ("energies", "config", "run"):
+        if key not in ("energies", "config", "run", "card", "level_data"):
             console.print(f"{key.replace('_', ' '):<16} {_text(value)}", markup=False, soft_wrap=True)
+    if "card" in card:
+        for line in card_lines(card["card"]):
+            console.print(line, markup=False, soft_wrap=True)
+        console.print(card_table(card["card"]))
     table = Table(title="energy of an isolated atom, eV", title_justify="left")
     table.add_column("element")
     for level in card["levels"]:
@@ -60,6 +71,34 @@ def show_command(
     console.print(table)
     if len(rows) > SHOWN:
         console.print(f"… and {len(rows) - SHOWN} more elements: see --json")
+
+
+def card_lines(card: dict[str, Any]) -> list[str]:
+    """What a shipped model is, is good for and is not, whence and how it was trained."""
+    lines = ["", card["description"]]
+    for title, key in (("good for", "good_for"), ("not good for", "not_good_for")):
+        lines += [f"{title}:", *(f"  - {point}" for point in card[key])]
+    return [
+        *lines,
+        *(f"{key.replace('_', ' '):<16} {_text(card[key])}" for key in ("training", "dropped") if key in card),
+    ]
+
+
+def card_table(card: dict[str, Any]) -> Table:
+    """Its sources, with the errors on the frames of each that were held back."""
+    from rich.table import Table
+
+    table = Table(title="sources, and errors (MAE) on frames held back", title_justify="left")
+    for column in ("source", "level", "licence", "frames", "held back", "meV/atom", "meV/Å", "virial meV/atom"):
+        table.add_column(column, justify="left" if column in ("source", "level", "licence") else "right")
+    for row in card["sources"]:
+        errors = (
+            1e3 * row[f"{quantity}_mae"] if f"{quantity}_mae" in row else None
+            for quantity in ("energy", "force", "virial")
+        )
+        cells = ("–" if error is None else f"{error:.4g}" for error in errors)
+        table.add_row(row["name"], row["level"], row["licence"], str(row["frames"]), str(row["held_back"]), *cells)
+    return table
 
 
 SHOWN = 20  # elements whose energies fit on one screen
@@ -94,11 +133,11 @@ def model_card(potential: Potential, path: Path) -> dict[str, Any]:
     if info.get("trained_elements") == card["elements"]:
         del info["trained_elements"]
     card.update(info)
-    constants = empty_environment_energy(potential)
+    constants = [empty_environment_energy(potential, level) for level in range(len(potential.levels))]
     bias = potential.energy_bias.cpu().numpy()
     card["energies"] = {
         level: {
-            symbol: {"energy_bias": float(bias[i, k]), "network": float(constants[k])}
+            symbol: {"energy_bias": float(bias[i, k]), "network": float(constants[i][k])}
             for k, symbol in enumerate(potential.elements)
         }
         for i, level in enumerate(potential.levels)

@@ -52,7 +52,7 @@ def train(
 
     Any key of the configuration can be set after it, for example  training.steps=500 model.size=small
     """
-    overrides = _overrides(context.args)
+    overrides = parse_overrides(context.args)
     if output is not None:
         overrides["output"] = output
     if seed is not None:
@@ -81,7 +81,7 @@ def _load(path: Path, overrides: dict[str, Any]) -> Any:
     return config_from(values, path, overrides)
 
 
-def _overrides(arguments: list[str]) -> dict[str, Any]:
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     """``training.steps=500`` → {"training.steps": 500}; values are read as YAML."""
     from dpa1.config.run import parse_yaml
 

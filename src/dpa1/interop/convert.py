@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpa1.errors import UserError
+from dpa1.interop.shipped import find_model
 
 TARGETS = (".dpa1", ".dp", ".yaml", ".yml")
 
@@ -20,7 +21,7 @@ def convert(source: str | Path, target: str | Path, *, overwrite: bool = False, 
         when the source cannot be opened, the target exists (unless ``overwrite``) or has another suffix, or DeePMD-kit
         has no formulas for the model (``convention: smooth``).
     """
-    source, target = Path(source), Path(target)
+    source, target = find_model(source), Path(target)
     if target.suffix.lower() not in TARGETS:
         hint = "; write .dp and let DeePMD-kit finish:  dp convert-backend model.dp model.pth"
         raise UserError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dpa1.errors import UserError
 from dpa1.interop.neutral import HDF5_MAGIC, SUFFIXES
+from dpa1.interop.shipped import find_model
 
 if TYPE_CHECKING:
     from dpa1.model.potential import Potential
@@ -16,7 +17,7 @@ FOREIGN = (".pb", ".pt2", ".pte", ".savedmodel", ".savedmodeltf", ".hlo", ".jax"
 
 
 def load_potential(path: str | Path, branch: str | None = None, device: str = "cpu") -> Potential:
-    """Open ``*.dpa1`` or a DeePMD-kit DPA-1 model (``.dp``, ``.yaml``, ``.pt``, ``.pth``).
+    """Open ``*.dpa1``, a DeePMD-kit DPA-1 model (``.dp``, ``.yaml``, ``.pt``, ``.pth``), or a shipped model by its name.
 
     branch: which model of a multi-task ``.pt``.
 
@@ -26,7 +27,7 @@ def load_potential(path: str | Path, branch: str | None = None, device: str = "c
         when the file is missing, no model, truncated, damaged or a pickle (which is not opened), or holds a model
         this package cannot compute; one sentence that names the file.
     """
-    path = Path(path)
+    path = find_model(path)
     head = _head(path)
     if path.suffix.lower() in FOREIGN and head[:8] != HDF5_MAGIC:
         raise UserError(

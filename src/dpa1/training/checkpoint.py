@@ -51,6 +51,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
+def last_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint, by its name."""
+    found = checkpoints(folder)
+    return int(found[-1].name[5:-5]) if found else None
+
+
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint, or ``None`` when the run had not come to write one.
 

@@ -78,7 +78,7 @@ def save(
             "seconds": round(progress.seconds, 1),
             "seed": config.seed,
             "sources": data.train.sources[:50],
-            "levels": {
+            "level_data": {
                 name: {
                     "elements": data.train.table.take(chosen).elements,
                     "frames": len(chosen),

@@ -33,6 +33,13 @@ class Schedule:
             return self.start * (low + (1.0 - low) * step / self.warmup)
         return getattr(self, f"_{self.config.kind}")(step - self.warmup, self.steps - self.warmup)
 
+    @property
+    def constant_until(self) -> int:
+        """The step up to which the learning rate, after its warm-up, does not depend on how long the run is."""
+        if self.config.kind == "constant":
+            return self.steps
+        return self.steps - self._decay(self.steps - self.warmup) if self.config.kind == "wsd" else 0
+
     def ramp(self, step: int, follow_warmup: bool) -> float:
         """Learning rate over its maximum, which moves the loss prefactors; 1 in the warm-up unless they follow it."""
         return 1.0 if step < self.warmup and not follow_warmup else self(step) / self.start
@@ -51,8 +58,11 @@ class Schedule:
     def _cosine(self, t: int, total: int) -> float:
         return self.stop + 0.5 * (self.start - self.stop) * (1.0 + math.cos(math.pi * t / total))
 
+    def _decay(self, total: int) -> int:
+        return min(total, max(1, int(self.config.decay_fraction * self.steps)))
+
     def _wsd(self, t: int, total: int) -> float:
-        decay = min(total, max(1, int(self.config.decay_fraction * self.steps)))
+        decay = self._decay(total)
         done = (t - (total - decay)) / decay
         if done <= 0:
             return self.start

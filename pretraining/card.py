@@ -1,0 +1,95 @@
+"""The model card of ``pbe``: what a finished run and its sources say, and what a person should know before using it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sources import SOURCES
+
+from dpa1.analysis.evaluate import evaluate
+from dpa1.model.file import load_model, save_model
+from dpa1.model.potential import Potential
+
+DESCRIPTION = (
+    "pbe: a DPA-1 potential pretrained on open PBE data over the periodic table, a start for fine-tuning. "
+    "Level pbe: Materials-Project-like PBE(+U). Level pbe-acwf: non-spin-polarised PBE of the ACWF equations of state."
+)
+GOOD_FOR = [
+    "the base of a fine-tune: dpa1 finetune pbe DATA",
+    "a first look at inorganic crystals, also compressed and hot ones, with errors as in the table",
+]
+NOT_GOOD_FOR = [
+    "production results without fine-tuning: it has seen a few thousand frames",
+    "molecules, liquids and surfaces: hardly any were in its data",
+    "energy differences between levels of theory, and magnetic order or charge, which it cannot see",
+    "elements of one level at the other: Am and Cm are known to pbe-acwf alone",
+]
+LICENCE = "MIT (weights); trained on data under MIT, BSD-3-Clause and CC-BY-4.0, named per source"
+ROWS = 40  # of the training log that travel with the model
+
+
+def install(run: Path, data: Path, target: Path, name: str = "model.dpa1") -> None:
+    """Write the model of a run with its card to ``target``; ``name``: ``model.dpa1``, or ``best.dpa1`` of an unfinished run."""
+    potential = load_model(run / name)
+    potential.info |= {"licence": LICENCE, "card": _card(potential, run, data)}
+    # Names of files on the machine it was trained on say nothing elsewhere; the card names the sources.
+    potential.info.pop("sources", None)
+    for part in ("train", "valid"):
+        potential.info.get("run", {}).get("data", {}).pop(part, None)
+    potential.info.get("run", {}).pop("output", None)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_model(potential, target)
+
+
+def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
+    held = json.loads((data / "held_back.json").read_text(encoding="utf-8"))
+    dropped = _rows(run / "dropped.csv")
+    log = [row for row in _rows(run / "metrics.csv") if row["valid_loss"]]
+    every = max(1, len(log) // ROWS)
+    seconds = float(log[-1]["seconds"])
+    return {
+        "description": DESCRIPTION,
+        "good_for": GOOD_FOR,
+        "not_good_for": NOT_GOOD_FOR,
+        "sources": [_source(potential, source.name, data) for source in SOURCES],
+        "held_back": held,
+        "dropped": "; ".join(f"{n} frames of {source} ({why})" for (source, why), n in _reasons(dropped).items()),
+        "training": f"{log[-1]['step']} steps of about 128 atoms on one CPU core, {seconds / 3600:.1f} hours",
+        "log": [
+            {key: float(row[key]) for key in ("step", "seconds", "valid_loss", "valid_energy_mae", "valid_force_mae")}
+            for row in log[::-every][::-1]
+        ],
+    }
+
+
+def _reasons(rows: list[dict[str, str]]) -> Counter[tuple[str, str]]:
+    return Counter((row["source"], f"{row['quantity']} beyond {row['limit']} {row['unit']}") for row in rows)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _source(potential: Potential, name: str, data: Path) -> dict[str, Any]:
+    source = next(s for s in SOURCES if s.name == name)
+    counts = {part: _frames(data / part / f"{name}.xyz.gz") for part in ("train", "valid")}
+    row: dict[str, Any] = {
+        "name": name, "level": source.level, "licence": source.licence, "origin": source.origin,
+        "files": list(source.files), "frames": counts["train"], "held_back": counts["valid"], "share": source.share,
+    }  # fmt: skip
+    errors = evaluate(potential, data / "valid" / f"{name}.xyz.gz", level=source.level)
+    names = [f"{quantity}_{kind}" for quantity in ("energy", "force", "virial") for kind in ("mae", "rmse")]
+    return row | {key: errors[key] for key in names if errors[key] == errors[key]}
+
+
+def _frames(path: Path) -> int:
+    from dpa1.data.read import iter_frames
+
+    return sum(1 for _ in iter_frames(path))
