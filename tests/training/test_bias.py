@@ -87,3 +87,17 @@ def test_tied_elements_are_reported(tmp_path):
     write(tmp_path / "train.xyz", frames)
     train(toy_config(tmp_path), quiet=True)
     assert "rank 1 of 2" in (tmp_path / "run/train.log").read_text()
+
+
+@pytest.mark.parametrize(("kind", "bent"), [("mse", True), ("mae", False), ("huber", False)])
+def test_one_broken_frame_bends_the_refit_of_a_squared_loss_alone(tmp_path, kind, bent):
+    frames = emt_frames(40)
+    for atoms in frames[:2]:
+        atoms.calc.results["energy"] += 400.0
+    write(tmp_path / "train.xyz", frames)
+    loss = {"kind": kind, "energy": 0.0, "force": 1.0}
+    options = {"data": {"valid": None}, "training": {"steps": 2}, "loss": loss}
+    potential = load_model(train(toy_config(tmp_path, **options), quiet=True).model)
+    good = read(tmp_path / "train.xyz")[2:]
+    residual = np.array([f.energy for f in good]) - energy_of(potential, good)
+    assert (abs(np.median(residual)) / 8 > 1.0) == bent

@@ -85,6 +85,7 @@ def fit_composition(
     elements: Sequence[str] | None = None,
     ridge: float = 0.0,
     fixed: Mapping[str, float] | None = None,
+    weights: np.ndarray | None = None,
 ) -> CompositionFit:
     """Least squares of energies per atom on composition, streamed through the normal equations.
 
@@ -94,6 +95,7 @@ def fit_composition(
     elements: symbols in the order of the result; those that occur when not given.
     ridge: relative to the mean diagonal of the normal matrix, pulls all biases towards the mean energy per atom.
     fixed: element → eV, held; e.g. ``isolated_energies(table)``.
+    weights: of the squared residuals; for (counts, energies) only, of which all are finite.
 
     Raises
     ------
@@ -114,8 +116,9 @@ def fit_composition(
     normal, right = np.zeros((size, size)), np.zeros(size)
     atoms, occurrences = np.zeros(size), np.zeros(size)
     for counts, share, target in _labelled(chunks()):
-        normal += share.T @ share
-        right += share.T @ target
+        weighted = share if weights is None else share * weights[:, None]
+        normal += weighted.T @ share
+        right += weighted.T @ target
         atoms += counts.sum(0)
         occurrences += (counts > 0).sum(0)
         frames += len(counts)

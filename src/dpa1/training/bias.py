@@ -23,6 +23,10 @@ from dpa1.training.distributed import World
 from dpa1.training.prepare import SAMPLE_ATOMS, sample
 
 
+RIDGE = 1e-3  # of a robust fit, relative to the mean diagonal of its normal matrix
+ROUNDS = 30  # of weighted least squares
+
+
 class Pins:
     """Elements whose isolated atom must have exactly its labelled energy E₀, whatever the network does.
 
@@ -154,9 +158,9 @@ def refit(
     world: World,
     atoms: int = SAMPLE_ATOMS,
 ) -> str:
-    """Shift each level's bias by the least-squares fit of label − prediction on a sample of its training frames.
+    """Shift each level's bias by the fit of label − prediction on a sample of its training frames.
 
-    Pinned isolated atoms and given values stay as they are. ``atoms``: size of a sample at most. Returns tables.
+    The fit minimises the sum of squares, or, for a loss that is not ``mse``, that of absolute values per atom. Pinned isolated atoms and given values stay as they are. ``atoms``: size of a sample at most. Returns tables.
     """
     if pins:
         pins.fold(potential)
@@ -175,13 +179,29 @@ def refit(
             fits.append(None)
             continue
         chosen = chosen[sample(dataset.subset(chosen), config.training.statistics_frames, config.seed, atoms)]
-        fit = fit_composition(_residuals(potential, dataset, chosen, loader, world), potential.elements, fixed=held)
+        counts, energies = _residuals(potential, dataset, chosen, loader, world)
+        fit = fit_composition((counts, energies), potential.elements, fixed=held)
+        if config.loss.kind != "mse":
+            fit = _robust(fit, counts, energies, potential.elements, held)
         shift[level] = torch.from_numpy(fit.bias).to(world.device)
         lines.append(f"{title}, shift fitted to the residuals of the model\n{fit.table()}")
         fits.append(fit)
     _fill_absent(shift, fits, potential)
     potential.energy_bias += shift
     return "\n".join(lines)
+
+
+def _robust(
+    fit: CompositionFit, counts: np.ndarray, energies: np.ndarray, elements: Sequence[str], held: dict[str, float]
+) -> CompositionFit:
+    """Towards the least absolute residuals per atom, by repeated weighted least squares; ``RIDGE`` holds rare elements."""
+    n = counts.sum(1)
+    for _ in range(ROUNDS):
+        size = np.abs((energies - counts @ fit.bias) / n)
+        weights = 1.0 / np.maximum(size, 0.1 * np.median(size) + 1e-9)
+        weights /= weights.mean()
+        fit = fit_composition((counts, energies), elements, ridge=RIDGE, fixed=held, weights=weights)
+    return fit
 
 
 def frames_of_level(dataset: Dataset, levels: Sequence[str], level: int) -> np.ndarray:

@@ -174,7 +174,7 @@ def _train(
     valid = evaluation_loader(data.valid, config, potential, world) if data.valid else None
     if start is None and config.training.refit_bias:
         # Takes out the constant that the untrained network adds, which energies would otherwise learn slowly.
-        bias.refit(potential, data.train, config, train, pins, world, atoms=5000)
+        bias.refit(potential, data.train, config, train, pins, world, atoms=max(5000, 400 * len(data.elements)))
     trainer = Trainer(potential, config, world, train, valid, folder, report, pins)
     if start is not None:
         trainer.load(start)
