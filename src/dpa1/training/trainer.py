@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpa1.batch import Batch
 from dpa1.config.run import RunConfig
 from dpa1.data.dataset import Dataset
 from dpa1.data.loader import Loader
@@ -86,6 +87,7 @@ class Trainer:
         self.valid_every = config.valid_every or max(min(100, config.steps), config.steps // 50)
         self.checkpoint_every = config.checkpoint_every or max(1, min(1000, config.steps // 10))
         self._saved: Path | None = None
+        self._waited = self._rested = 0.0  # seconds of this run spent waiting for data: so far, and up to the last row
 
     def run(self) -> None:
         """Train from the present step to the last."""
@@ -98,7 +100,7 @@ class Trainer:
                 while state.step < steps and not enough:
                     number = state.step
                     place = self.train.state_dict()
-                    batches = [next(self.train).to(self.world.device) for _ in range(self.config.accumulate)]
+                    batches = [self._next() for _ in range(self.config.accumulate)]
                     rate = self.schedule(number)
                     ramp = self.schedule.ramp(number, self.loss.config.follow_warmup)
                     outcome = self.step(batches, rate, ramp, stop.is_set())
@@ -120,6 +122,15 @@ class Trainer:
                     self.report.say(f"no better model for {self.config.patience} validations: stopped early")
         finally:
             self.report.stop()
+        self.report.note(
+            f"waiting for data took {100 * self._waited / max(state.seconds - before, 1e-9):.1f} % of the time"
+        )
+
+    def _next(self) -> Batch:
+        begun = time.perf_counter()
+        batch = next(self.train)
+        self._waited += time.perf_counter() - begun
+        return batch.to(self.world.device)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the potential has the weights that are validated and saved: the average, if there is one."""
@@ -153,7 +164,10 @@ class Trainer:
         values.update(_errors("train", sums))
         if validate:
             values.update(self.validate())
-        values.update(gradient=self.progress.gradient, seconds=self.progress.seconds)
+        values.update(
+            gradient=self.progress.gradient, seconds=self.progress.seconds, waiting=self._waited - self._rested
+        )
+        self._rested = self._waited
         if self.world.main:
             for logger in self.loggers:
                 logger.row(values)
