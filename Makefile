@@ -11,12 +11,13 @@ ifneq ($(shell $(PY) -c 'print("runs")' 2>/dev/null),runs)
 STALE := stale
 endif
 
-.PHONY: help test demo bench check docs clean stale
+.PHONY: help test demo bench pretrain check docs clean stale
 
 help:
 	@echo "make test    run the tests (ARGS='-m slow' for the long ones)"
 	@echo "make demo    train, evaluate and simulate on bundled data, in a few minutes"
 	@echo "make bench   speed and memory next to DeePMD-kit, which it installs (ARGS='--quick' for two minutes)"
+	@echo "make pretrain DATASETS=folder FOLDER=runs/pbe    pretrain the shipped model anew, or go on with it (hours)"
 	@echo "make check   style, types and layering"
 	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove .venv, .bench and caches; never your runs"
@@ -29,6 +30,9 @@ demo: $(VENV)/.all-$(KEY)
 
 bench: $(VENV)/.all-$(KEY)
 	$(PY) benchmarks/speed.py $(ARGS)
+
+pretrain: $(VENV)/.all-$(KEY)
+	$(PY) pretraining/pretrain.py $(DATASETS) $(FOLDER) $(ARGS)
 
 check: $(VENV)/.dev-$(KEY)
 	$(PY) -m ruff check .

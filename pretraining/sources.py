@@ -41,7 +41,7 @@ class Source:
     without: tuple[str, ...] = ()
 
 
-MATTERSIM = ("MIT (data CC-BY-4.0)", "github.com/microsoft/mattersim")
+MATTERSIM = ("MIT, CC-BY-4.0", "github.com/microsoft/mattersim")
 MLEARN = ("BSD-3-Clause", "github.com/materialsvirtuallab/mlearn")
 MIT = "MIT"
 # Their dimers jump between electronic branches (down to −40 eV/atom), and most have f electrons that the crystals' PAW

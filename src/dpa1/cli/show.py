@@ -88,8 +88,9 @@ def card_table(card: dict[str, Any]) -> Table:
     """Its sources, with the errors on the frames of each that were held back."""
     from rich.table import Table
 
-    table = Table(title="sources, and errors (MAE) on frames held back", title_justify="left")
-    for column in ("source", "level", "licence", "frames", "held back", "meV/atom", "meV/Å", "virial meV/atom"):
+    title = "sources; mean absolute errors on frames held back: E meV/atom, F meV/Å, W meV/atom"
+    table = Table(title=title, title_justify="left", box=None)
+    for column in ("source", "level", "licence", "frames", "held", "E", "F", "W"):
         table.add_column(column, justify="left" if column in ("source", "level", "licence") else "right")
     for row in card["sources"]:
         errors = (

@@ -22,7 +22,6 @@ from dpa1.neighbors import find_neighbors
 from dpa1.training.distributed import World
 from dpa1.training.prepare import SAMPLE_ATOMS, sample
 
-
 RIDGE = 1e-3  # of a robust fit, relative to the mean diagonal of its normal matrix
 ROUNDS = 30  # of weighted least squares
 
