@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpa1.batch import make_batch
 from dpa1.config.model import ModelConfig
 from dpa1.container import KEY, read_container, replace_file, write_container
 from dpa1.errors import UserError
@@ -150,18 +151,20 @@ def test_every_archived_format_still_loads(version):
     files = Path(__file__).parent / "files"
     potential = load_model(files / f"model_v{version}.dpa1")
     expected = np.load(files / f"model_v{version}.npz")
-    out = predict(potential, random_frame(1))
+    out = potential.predict(make_batch([random_frame(1)], potential.cutoff), level=potential.levels[-1])
     assert np.allclose(out["energy"], expected["energy"], rtol=1e-12)
     assert np.allclose(out["forces"], expected["forces"], rtol=0, atol=1e-12)
 
 
-def test_the_format_did_not_change_without_a_new_version(tmp_path):
-    """Writing the archived model again gives the same names, shapes and header keys."""
-    archived = Path(__file__).parent / "files" / f"model_v{FORMAT}.dpa1"
+@pytest.mark.parametrize("version", range(1, FORMAT + 1))
+def test_the_format_did_not_change_without_a_new_version(tmp_path, version):
+    """Writing an archived model again gives the same version, names, shapes and header keys."""
+    archived = Path(__file__).parent / "files" / f"model_v{version}.dpa1"
     save_model(load_model(archived), tmp_path / "again.dpa1")
-    (_, old_header, old), (_, header, new) = (
+    (old_version, old_header, old), (new_version, header, new) = (
         read_container(p, "model", FORMAT) for p in (archived, tmp_path / "again.dpa1")
     )
+    assert old_version == new_version == version
     assert {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}
     assert header.keys() == old_header.keys()
     assert header["config"].keys() == old_header["config"].keys()

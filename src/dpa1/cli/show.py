@@ -107,7 +107,7 @@ SHOWN = 20  # elements whose energies fit on one screen
 
 def model_card(potential: Potential, path: Path) -> dict[str, Any]:
     """Everything ``dpa1 show`` prints, in eV and Å."""
-    from dpa1.model.file import FORMAT
+    from dpa1.model.file import version_of
     from dpa1.model.memory import fitting_atoms
     from dpa1.model.potential import empty_environment_energy
 
@@ -116,7 +116,7 @@ def model_card(potential: Potential, path: Path) -> dict[str, Any]:
     info = dict(potential.info)
     card: dict[str, Any] = {
         "file": str(path),
-        "format": f"dpa1, version {FORMAT}" if "imported_from" not in info or path.suffix == ".dpa1" else "DeePMD-kit",
+        "format": f"dpa1, version {version_of(potential)}" if "imported_from" not in info or path.suffix == ".dpa1" else "DeePMD-kit",
         "elements": list(potential.elements),
         "convention": config.convention
         + (f", sel {config.sel}" if config.convention == "deepmd" else f", mean neighbors {config.mean_neighbors:.4g}"),

@@ -14,24 +14,30 @@ from dpa1.container import read_container, write_container
 from dpa1.errors import UserError
 from dpa1.model.potential import Potential
 
-FORMAT = 1
+FORMAT = 2  # the newest; 1: one fitting net for all levels of theory, 2: one for each
 UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å", "virial": "eV, positive when the cell wants to expand"}
 # version → function that turns (header, tensors) of that version into those of the next one.
 UPGRADES: dict[
     int, Callable[[dict[str, Any], dict[str, torch.Tensor]], tuple[dict[str, Any], dict[str, torch.Tensor]]]
-] = {}
+] = {1: lambda header, tensors: (header, tensors)}
+
+
+def version_of(potential: Potential) -> int:
+    """The oldest version that can hold it, which is the one it is written in."""
+    return 2 if potential.config.fitting_per_level else 1
 
 
 def save_model(potential: Potential, path: str | Path) -> None:
     """Write ``potential`` (with ``potential.info`` as provenance) to ``path``, replacing it atomically."""
+    version = version_of(potential)
     header = {
-        "config": potential.config.model_dump(mode="json"),
+        "config": potential.config.model_dump(mode="json", exclude={"fitting_per_level"} if version == 1 else None),
         "levels": list(potential.levels),
         "precision": [_name(potential.dtype), _name(potential.fitting.output.weight.dtype)],
         "units": UNITS,
         "info": potential.info,
     }
-    write_container(path, "model", FORMAT, header, dict(potential.state_dict()))
+    write_container(path, "model", version, header, dict(potential.state_dict()))
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Potential:
