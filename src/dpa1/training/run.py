@@ -39,8 +39,7 @@ from dpa1.training.trainer import Trainer
 CONTENT = """run folder {folder}
   config.yaml    the complete configuration      checkpoints/   to continue with --resume
   train.log      these lines                     best.dpa1      best model so far, by validation
-  metrics.csv    errors along the run            model.dpa1     the trained model, at the end
-  sources.csv    validation errors per source"""
+  metrics.csv    errors along the run            model.dpa1     the trained model, at the end"""
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,8 @@ def _train(
     if world.main:
         checkpoint.remove_halves(folder)
         write_config(config, folder / "config.yaml")
-        trainer.source_log = SourceCsv(folder / "sources.csv", trainer.progress.step)
+        if data.valid is not None and (len(data.valid.entries) > 1 or len(data.levels) > 1):
+            trainer.source_log = SourceCsv(folder / "sources.csv", trainer.progress.step)
         trainer.loggers = open_loggers(config.loggers, folder, complete_values(config), trainer.progress.step)
     try:
         trainer.run()
@@ -245,7 +245,9 @@ def _describe(data: Data, config: RunConfig, report: Report) -> None:
 def _sources(data: Data, config: RunConfig) -> str:
     """One line per source of the training data: level, frames, labels, share of the frames drawn."""
     train, chances = data.train, frame_chances(data.train, config)
-    lines = [f"levels of theory: {', '.join(data.levels)}; sources of the training data:"]
+    lines = [
+        f"levels of theory: {', '.join(data.levels)}; sources of the training data (validation errors of each in sources.csv):"
+    ]
     for number, name in enumerate(train.entries):
         own = np.flatnonzero(train.entry == number)
         part = train.table.take(own)
