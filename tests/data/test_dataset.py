@@ -6,8 +6,8 @@ import pytest
 from dpa1.config.base import parse
 from dpa1.config.data import DataConfig
 from dpa1.data.dataset import ConcatDataset, ListDataset, open_dataset
-from dpa1.data.parts import open_data
 from dpa1.data.pack import pack
+from dpa1.data.parts import open_data
 from dpa1.data.read import read
 from dpa1.errors import UserError
 from tests.data.common import FILES

@@ -45,10 +45,10 @@ def test_a_file_wins_and_a_folder_does_not(place):
 
 def test_an_unknown_name_lists_those_there_are(place, monkeypatch):
     with pytest.raises(
-        UserError, match="pbee: no such file, and the models that come with dpa1 are pbe, r2scan.*'pbe'"
+        UserError, match=r"pbee: no such file, and the models that come with dpa1 are pbe, r2scan.*'pbe'"
     ):
         dpa1.load("pbee")
-    with pytest.raises(UserError, match="pbee.dpa1: no such file"):
+    with pytest.raises(UserError, match=r"pbee.dpa1: no such file"):
         dpa1.load("pbee.dpa1")
     (place / "here/runs").mkdir()
     with pytest.raises(UserError, match="runs: is a folder"):

@@ -116,7 +116,9 @@ def model_card(potential: Potential, path: Path) -> dict[str, Any]:
     info = dict(potential.info)
     card: dict[str, Any] = {
         "file": str(path),
-        "format": f"dpa1, version {version_of(potential)}" if "imported_from" not in info or path.suffix == ".dpa1" else "DeePMD-kit",
+        "format": f"dpa1, version {version_of(potential)}"
+        if "imported_from" not in info or path.suffix == ".dpa1"
+        else "DeePMD-kit",
         "elements": list(potential.elements),
         "convention": config.convention
         + (f", sel {config.sel}" if config.convention == "deepmd" else f", mean neighbors {config.mean_neighbors:.4g}"),
