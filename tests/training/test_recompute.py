@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from dpa1.batch import make_batch
 from dpa1.config.training import LossConfig, OptimizerConfig, TrainingConfig
 from dpa1.errors import RunError
+from dpa1.model import blockwise
 from dpa1.model import potential as potential_module
-from dpa1.model import recompute
 from dpa1.model.potential import Potential
 from dpa1.training.bias import Pins
 from dpa1.training.distributed import World
@@ -86,7 +86,7 @@ LOSSES = {
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks even for a few atoms."""
-    for module in (potential_module, recompute):
+    for module in (potential_module, blockwise):
         monkeypatch.setattr(module, "CHUNK_SLOTS", 100)
 
 

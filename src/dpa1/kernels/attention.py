@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
+from dpa1.kernels.products import product
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
 from dpa1.kernels.wanted import geometry_wanted, parameters_wanted
 
@@ -96,7 +97,7 @@ class _Forward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         parts = AttentionWeights(*weights)
         slots = x.shape[:2]
-        p = torch.addmm(parts.in_bias, _rows(x), parts.in_weight).view(*slots, -1)
+        p = product(_rows(x), parts.in_weight, parts.in_bias).view(*slots, -1)
         rho = torch.linalg.vector_norm(_three(p), dim=-1).clamp_(min=1e-12).reciprocal_()
         u = _three(p).mul_(_column(rho)).flatten(-2)
         q, k, v = u.chunk(3, dim=-1)
@@ -107,7 +108,7 @@ class _Forward(torch.autograd.Function):
         e.exp_()
         d = (null.number * math.exp(null.score)).unsqueeze(1) + torch.bmm(e, _column(w)).squeeze(-1)
         y = torch.bmm(e * g, v).div_(_column(d))
-        z = torch.addmm(parts.out_bias, _rows(y), parts.out_weight).view_as(x).add_(x)
+        z = product(_rows(y), parts.out_weight, parts.out_bias).view_as(x).add_(x)
         o, mean, rstd = torch.native_layer_norm(z, z.shape[-1:], parts.norm_scale, parts.norm_offset, options.eps)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(mean, rstd)
@@ -153,7 +154,7 @@ def _reverse(
         o_bar, z, z.shape[-1:], mean, rstd, parts.norm_scale, parts.norm_offset, [True, weights, weights]
     )
     z_bar = _add(z_bar, extra.z)
-    y_bar = _add(torch.mm(_rows(z_bar), parts.out_weight.t()).view_as(y), extra.y)
+    y_bar = _add(product(_rows(z_bar), parts.out_weight.t()).view_as(y), extra.y)
     ub = y_bar / _column(d)
     db = _add((ub * y).sum(-1).neg_(), extra.d)
     t = torch.bmm(ub, _t(v))
@@ -173,14 +174,14 @@ def _reverse(
     dot = (_three(u_bar) * _three(u)).sum(-1)
     along = dot if extra.rho is None else dot.addcmul(rho, extra.rho)
     p_bar = _three(u_bar).addcmul_(_three(u), _column(along), value=-1).mul_(_column(rho)).flatten(-2)
-    x_bar = torch.addmm(_rows(z_bar), _rows(p_bar), parts.in_weight.t()).view_as(x)
+    x_bar = product(_rows(p_bar), parts.in_weight.t()).view_as(x).add_(z_bar)
     w_bar = torch.bmm(_t(e), _column(db)).squeeze(-1) if geometry else None
     g_bar = e * t if geometry else None
     of_weights: tuple[Tensor | None, ...] = (None,) * 6
     if weights:
         of_weights = (
-            torch.mm(_rows(x).t(), _rows(p_bar)), p_bar.sum((0, 1)),
-            torch.mm(_rows(y).t(), _rows(z_bar)), z_bar.sum((0, 1)), scale_bar, offset_bar,
+            product(_rows(x).t(), _rows(p_bar)), p_bar.sum((0, 1)),
+            product(_rows(y).t(), _rows(z_bar)), z_bar.sum((0, 1)), scale_bar, offset_bar,
         )  # fmt: skip
     return _Made((x_bar, w_bar, g_bar, f_bar), of_weights, (z_bar, ub, db, t, p_bar, dot))
 
@@ -205,7 +206,7 @@ class _Backward(torch.autograd.Function):
         q, k, v = u.chunk(3, dim=-1)
         ax = torch.zeros_like(x) if ax is None else ax.contiguous()
         # Unit vectors: whatever is parallel to u drops out in ``_reverse``, so p̄ and u̇ stand for Ū and a·W.
-        ap = torch.mm(_rows(ax), parts.in_weight).view_as(u)
+        ap = product(_rows(ax), parts.in_weight).view_as(u)
         ap_dot = (_three(ap) * _three(u)).sum(-1)
         rho2 = (_three(ap) * _three(p_bar)).sum(-1).div_(rho)
         u_along = _three(ap).addcmul_(_three(u), _column(ap_dot), value=-1).mul_(_column(rho)).flatten(-2)
@@ -246,7 +247,7 @@ class _Backward(torch.autograd.Function):
         _three(u2).addcmul_(_three(u_along), _column(dot), value=-1)
         _three(u2).addcmul_(_three(p_bar), _column(ap_dot), value=-1)
         # Layer norm; Z̄ = r·Proj(h), and A = r·Proj(a) likewise.
-        az = torch.addmm(_rows(ax), _rows(y_along), parts.out_weight).view_as(z)
+        az = product(_rows(y_along), parts.out_weight).view_as(z).add_(ax)
         (a, _, _) = _layer_norm_backward(az, z, z.shape[-1:], mean, rstd, None, None, [True, False, False])
         n = (z - mean).mul_(rstd)
         hn = (o_bar * parts.norm_scale).mul_(n).mean(-1, keepdim=True)
@@ -255,8 +256,8 @@ class _Backward(torch.autograd.Function):
         z2 = n.mul_(phi).addcmul_(a, hn).addcmul_(z_bar, an).mul_(-rstd)
         of_weights: list[Tensor | None] = [None] * 6
         if weights:
-            of_weights[0] = torch.mm(_rows(ax).t(), _rows(p_bar))
-            of_weights[2] = torch.mm(_rows(y_along).t(), _rows(z_bar))
+            of_weights[0] = product(_rows(ax).t(), _rows(p_bar))
+            of_weights[2] = product(_rows(y_along).t(), _rows(z_bar))
             of_weights[4] = (o_bar * a).sum((0, 1))
         o_bar2 = a.mul_(parts.norm_scale)
         inner = _Inner(z2, y2, d2, e2, s2, u2, rho2)

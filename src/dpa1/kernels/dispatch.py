@@ -7,6 +7,7 @@ A fast path belongs to one operation and one kind of device. On first use in a p
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ from dpa1.kernels import reference
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, DenseLayer, Keys
 
 log = logging.getLogger("dpa1")
+_proving = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Path:
     device: str
     module: str
     title: str
+    precisions: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
 
     @property
     def run(self) -> Callable[..., Any]:
@@ -48,7 +51,9 @@ class Path:
         return proof.error(self.operation, self.run, self.supports, dtype, device)
 
 
+PRODUCTS = Path("linear", "cpu", "dpa1.kernels.products", "products of matrices by oneDNN", (torch.float32,))
 PATHS = (
+    PRODUCTS,
     Path("environment", "cuda", "dpa1.kernels.gpu.environment", "environment matrix in one kernel"),
     Path("embedding", "cuda", "dpa1.kernels.gpu.embedding", "embedding net in one kernel"),
     Path("gated_attention", "cuda", "dpa1.kernels.gpu.attention", "attention tile by tile"),
@@ -66,6 +71,11 @@ def environment(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.environment``."""
     return _pick("environment", dtype, vectors.device, vectors, mask, dtype, start, cutoff, protection)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See ``reference.linear``."""
+    return _pick("linear", x.dtype, x.device, x, weight, bias)
 
 
 def embedding(
@@ -125,13 +135,19 @@ def _pick(operation: str, dtype: torch.dtype, device: torch.device, *arguments: 
     if operation == "attention_layer":
         return _layer_of_parts(*arguments)
     if operation == "projected_layer":
-        return reference.projected_layer(*arguments, gated_attention)
+        attended: Any = reference.projected_layer
+        return attended(*arguments, gated_attention)
     return getattr(reference, operation)(*arguments)
 
 
-@cache
 def holds(path: Path, dtype: torch.dtype, device: str) -> bool:
     """Whether a path agrees with the reference here, found out once; a disagreement is logged as a warning."""
+    with _proving:  # threads that meet a path together prove it once
+        return proven(path, dtype, device)
+
+
+@cache
+def proven(path: Path, dtype: torch.dtype, device: str) -> bool:
     from dpa1.kernels import proof
 
     error = path.error(dtype, device)
@@ -157,5 +173,5 @@ def report(device: str) -> list[dict[str, Any]]:
         }
         for path in PATHS
         if path.device == kind
-        for dtype in (torch.float32, torch.float64)
+        for dtype in path.precisions
     ]

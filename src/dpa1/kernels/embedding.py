@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
+from dpa1.kernels.products import product
 from dpa1.kernels.reference import DenseLayer
 from dpa1.kernels.wanted import geometry_wanted, parameters_wanted
 
@@ -95,7 +96,7 @@ class _Net(torch.autograd.Function):
         kept = [h]
         for k, times in enumerate(repeats):
             weight, bias = weights[1 + 2 * k], weights[2 + 2 * k]
-            p = torch.mm(h.flatten(0, 1), weight).view(len(h), len(s), -1)
+            p = product(h.flatten(0, 1), weight).view(len(h), len(s), -1)
             t = p[0].add_(bias).tanh_()
             out = torch.empty_like(p)
             if derive:
@@ -160,9 +161,9 @@ def _reverse(
             # h' = (1 − t²) p' depends on p through t as well.
             p_bar[0].sub_((t * p[1]).mul_(p_bar[1]).mul_(2.0))
         flat = p_bar.flatten(0, 1)
-        gradients[1 + 2 * k] = torch.mm(h[: len(p_bar)].flatten(0, 1).t(), flat)
+        gradients[1 + 2 * k] = product(h[: len(p_bar)].flatten(0, 1).t(), flat)
         gradients[2 + 2 * k] = p_bar[0].sum(0)
-        below = torch.mm(flat, weights[1 + 2 * k].t()).view(len(p_bar), len(s), -1)
+        below = product(flat, weights[1 + 2 * k].t()).view(len(p_bar), len(s), -1)
         for part in h_bar.unflatten(-1, (repeats[k], -1)).unbind(-2) if repeats[k] else ():
             below += part
         h_bar = below

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
+from dpa1.kernels.products import product
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
 
 
@@ -64,7 +65,7 @@ class _Layer(torch.autograd.Function):
         d = torch.bmm(e, w.unsqueeze(-1)).add_((null_count * math.exp(null_score))[:, None, None])
         eg = e * g
         y = torch.bmm(eg, v).div_(d)
-        z = torch.addmm(weights.out_bias, y.flatten(0, 1), weights.out_weight).view_as(x).add_(x)
+        z = product(y.flatten(0, 1), weights.out_weight, weights.out_bias).view_as(x).add_(x)
         o, mean, rstd = torch.native_layer_norm(z, z.shape[-1:], weights.norm_scale, weights.norm_offset, options.eps)
         ctx.constants = constants
         ctx.save_for_backward(x, q, k, v, w, g, f, e, eg, d, y, z, mean, rstd, None if f is None else s)
@@ -79,7 +80,7 @@ class _Layer(torch.autograd.Function):
         z_bar, _, _ = torch.ops.aten.native_layer_norm_backward(
             grads[0], z, z.shape[-1:], mean, rstd, weights.norm_scale, weights.norm_offset, [True, False, False]
         )
-        u = torch.mm(z_bar.flatten(0, 1), weights.out_weight.t()).view_as(y).div_(d)
+        u = product(z_bar.flatten(0, 1), weights.out_weight.t()).view_as(y).div_(d)
         d_bar = (u * y).sum(-1, keepdim=True).neg_()
         t = torch.bmm(u, _t(v))
         s_bar = torch.addcmul(d_bar * w.unsqueeze(1), g, t).mul_(e)

@@ -186,7 +186,15 @@ def _contractions(dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample(inputs, 2, lambda run, x: run(*x))
 
 
+def _products(dtype: torch.dtype) -> Iterator[Sample]:
+    # As large as oneDNN is used for, and odd.
+    for biased in (True, False):
+        inputs = [torch.randn(shape, dtype=dtype) for shape in ((61, 37), (37, 53), *([(53,)] if biased else []))]
+        yield Sample(inputs, 1, lambda run, x: run(x[0], x[1], x[2] if len(x) > 2 else None))
+
+
 SAMPLES: dict[str, Callable[[torch.dtype], Iterator[Sample]]] = {
+    "linear": _products,
     "environment": _environments,
     "embedding": _embeddings,
     "gated_attention": _attentions,

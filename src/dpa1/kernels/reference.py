@@ -124,10 +124,19 @@ def environment(
     return weight, environment_matrix(placed, weight, distance, protection), direction
 
 
-def dense(x: Tensor, layer: DenseLayer, activation: Callable[[Tensor], Tensor]) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x·w + b over the last dimension. x (..., a), weight (a, b), bias (b,) or None."""
+    return x @ weight if bias is None else functional.linear(x, weight.t(), bias)
+
+
+def dense(
+    x: Tensor,
+    layer: DenseLayer,
+    activation: Callable[[Tensor], Tensor],
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = linear,
+) -> Tensor:
     """One dense layer over the last dimension."""
-    y = x @ layer.weight if layer.bias is None else functional.linear(x, layer.weight.t(), layer.bias)
-    y = activation(y)
+    y = activation(product(x, layer.weight, layer.bias))
     if layer.timestep is not None:
         y = y * layer.timestep
     if layer.repeats == 1:

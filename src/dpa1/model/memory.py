@@ -7,15 +7,19 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from dpa1.config.model import ModelConfig
 from dpa1.errors import RunError
 from dpa1.model.rows import RowPlan
+from dpa1.model.threads import even_slots, spread
 
 log = logging.getLogger("dpa1")
+R = TypeVar("R")
 PAIR_BYTES = (
     250  # outside the blocks per neighbour pair: list with its skin, vectors, slopes (measured: 135 without a skin)
 )
@@ -40,11 +44,12 @@ def block_slots(
     config: ModelConfig, dtype: torch.dtype, n_atoms: int, n_pairs: int, device: torch.device, most: int
 ) -> int:
     """Slots to evaluate at once: ``most`` on a CPU (and many more on a GPU), or what fits into half the free memory."""
-    most = most if device.type == "cpu" else max(most, GPU_SLOTS)
+    most = even_slots(n_pairs, most) if device.type == "cpu" else max(most, GPU_SLOTS)
     each = slot_bytes(config, dtype, n_pairs / max(n_atoms, 1))
     if min(most, n_pairs) * each < UNCHECKED:
         return most
-    return min(most, max(LEAST_SLOTS, int(SHARE * free_memory(device) / each)))
+    at_once = torch.get_num_threads() if device.type == "cpu" else 1
+    return min(most, max(LEAST_SLOTS, int(SHARE * free_memory(device) / each / at_once)))
 
 
 def capacity(config: ModelConfig, dtype: torch.dtype, neighbors: float, memory: int) -> int:
@@ -73,9 +78,15 @@ def fitting_atoms(config: ModelConfig, dtype: torch.dtype, neighbors: float) -> 
     return found
 
 
-def in_blocks(plans: Iterable[RowPlan], work: Callable[[RowPlan], None], most: int | None = None) -> int | None:
+def in_blocks(
+    plans: Iterable[RowPlan],
+    work: Callable[[RowPlan], R],
+    most: int | None = None,
+    take: Callable[[R], None] | None = None,
+) -> int | None:
     """Do ``work`` on every block; one for which memory does not suffice is halved, and so are those after it.
 
+    On a CPU each thread works on a block of its own. ``take`` receives what ``work`` returns, in the order of the blocks.
     ``most`` bounds the slots of a block further than its plan did; what it has become is returned.
 
     Raises
@@ -83,7 +94,10 @@ def in_blocks(plans: Iterable[RowPlan], work: Callable[[RowPlan], None], most: i
     RunError
         when a single atom does not fit.
     """
-    for plan in plans:
+
+    def one(plan: RowPlan) -> list[R]:
+        nonlocal most
+        found: list[R] = []
         pending = [plan]
         while pending:
             block = pending.pop()
@@ -91,7 +105,7 @@ def in_blocks(plans: Iterable[RowPlan], work: Callable[[RowPlan], None], most: i
             if atoms > 1 and most is not None and slots > most:
                 pending += _halves(block)
                 continue
-            if _done(work, block):
+            if _done(work, block, found):
                 continue
             if atoms == 1:
                 raise RunError(
@@ -100,16 +114,26 @@ def in_blocks(plans: Iterable[RowPlan], work: Callable[[RowPlan], None], most: i
                 )
             if block.atoms.is_cuda:
                 torch.cuda.empty_cache()
-            most = slots // 2
+            most = min(slots // 2, most or slots)
             log.warning("%d atoms at once do not fit into memory: going on with at most %d neighbor slots", atoms, most)
             pending += _halves(block)
+        return found
+
+    def take_all(results: list[R]) -> None:
+        for result in results:
+            if take:
+                take(result)
+
+    rest = iter(plans)
+    for first in rest:
+        spread(chain([first], rest), one, take_all, parallel=first.atoms.device.type == "cpu")
     return most
 
 
-def _done(work: Callable[[RowPlan], None], block: RowPlan) -> bool:
+def _done(work: Callable[[RowPlan], R], block: RowPlan, found: list[R]) -> bool:
     """Whether there was memory enough. Returning lets go of the failed call's tensors, which its traceback holds."""
     try:
-        work(block)
+        found.append(work(block))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -80,7 +80,7 @@ class Dense(nn.Module):
         self.timestep = nn.Parameter(0.1 + 0.001 * torch.randn(n_out)) if timestep and self.repeats else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return reference.dense(x, self.parts(), self.activation)
+        return reference.dense(x, self.parts(), self.activation, dispatch.linear)
 
     def parts(self) -> DenseLayer:
         """Its parameters as the kernels take them."""

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from dpa1.batch import Batch
-from dpa1.kernels.wanted import parameters_only
 from dpa1.model import memory
+from dpa1.model.blockwise import Blockwise
 from dpa1.model.metrics import frame_sums
 from dpa1.model.potential import Potential
-from dpa1.model.recompute import backpropagate
 from dpa1.training.bias import Pins
 from dpa1.training.distributed import World
 from dpa1.training.loss import Loss
 from dpa1.training.optimizer import Clipper, Optimizer, gradient_length, set_learning_rate
+
+LABELS = ("energy", "forces", "virial")
 
 
 @dataclass(frozen=True)
@@ -85,24 +86,16 @@ class Step:
 
     def backward(self, batch: Batch, ramp: float) -> Tensor:
         """Add the gradient of the summed losses of one batch to the parameters' and return that sum."""
-        if not self.recompute:
-            value = self.losses(batch, ramp).sum()
-            with parameters_only():
-                value.backward(inputs=self.parameters)
-            return value.detach()
         energy = self.pins.apply(self.potential, batch) if self.pins else None
-        prediction = self.potential.predict(batch, forces=self.loss.forces, virial=self.loss.virial)
-        leaves: dict[str, Tensor] = {
-            name: prediction[name].requires_grad_() for name in ("energy", "forces", "virial") if name in prediction
-        }
+        work = Blockwise(self.potential, batch, forces=self.loss.forces, virial=self.loss.virial, again=self.recompute)
+        leaves = {name: work.prediction[name].requires_grad_() for name in LABELS if name in work.prediction}
         value = self._compare(batch, dict(leaves), energy, ramp).sum()
         value.backward()
-        slopes = {name: leaf.grad for name, leaf in leaves.items()}
-        backpropagate(self.potential, batch, slopes["energy"], slopes.get("forces"), slopes.get("virial"))
+        work.backward(*(leaves[name].grad if name in leaves else None for name in LABELS))
         return value.detach()
 
     def losses(self, batch: Batch, ramp: float) -> Tensor:
-        """(F,) differentiable losses of one batch; adds its errors to the running sums."""
+        """(F,) differentiable losses of one batch as autograd sees them; adds its errors to the running sums."""
         energy = self.pins.apply(self.potential, batch) if self.pins else None
         prediction = self.potential.predict(batch, create_graph=True, forces=self.loss.forces, virial=self.loss.virial)
         return self._compare(batch, prediction, energy, ramp)

@@ -1,0 +1,140 @@
+"""The gradient of a training step, block by block.
+
+A loss L depends on the weights through energies E, forces F and virials W only. With their cotangents known, the
+gradient of L is that of
+
+    Φ = Σ_f Ē_f E_f + Σ_i F̄_i·F_i + Σ_f W̄_f:W_f = Σ_f Ē_f E_f + Σ_p a_p·s_p,    a_p = F̄_i − F̄_j − W̄ v_p,
+
+with s_p = ∂E/∂v_p the slope along pair p = (i, j). Since the model is local, Φ is a sum over atoms, and each block of
+them is differentiated by itself: on a thread of its own, and from a graph that is kept or, to save memory, built again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpa1.batch import Batch
+from dpa1.kernels.wanted import geometry_only, parameters_only
+from dpa1.model import memory
+from dpa1.model.potential import CHUNK_SLOTS, Level, Pieces, Potential, View
+from dpa1.model.rows import RowPlan, plan_rows
+from dpa1.model.threads import spread
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some atoms (n,), their pairs (p,) in the batch, atomic energies (n,) and slopes (p, 3), both differentiable."""
+
+    atoms: Tensor
+    pairs: Tensor
+    energies: Tensor
+    slope: Tensor | None
+
+
+class Blockwise:
+    """One batch evaluated for training: first ``prediction``, then ``backward`` with what the loss makes of it.
+
+    Parameters
+    ----------
+    forces, virial: whether the loss asks for them.
+    again: keep no graph but evaluate each block a second time; the peak is then that of a few blocks.
+
+    Raises
+    ------
+    RunError
+        with ``again``, when a single atom does not fit into memory.
+    """
+
+    def __init__(
+        self, potential: Potential, batch: Batch, *, forces: bool = True, virial: bool = True, again: bool = False
+    ) -> None:
+        self.potential, self.batch = potential, batch
+        self.index: Level = potential.levels_of(batch)
+        self.weights = [p for p in potential.parameters() if p.requires_grad]
+        self.kept: list[Block] = []
+        self.view: View | None = None
+        self.prediction: dict[str, Tensor]  # energy (F,), forces (N, 3), virial (F, 3, 3), without a graph
+        if again:
+            self.prediction = potential.predict(batch, forces=forces, virial=virial)
+        else:
+            self.prediction = potential._predict(batch, self.index, forces, virial, False, self._keep)
+
+    def backward(self, energy: Tensor | None, forces: Tensor | None, virial: Tensor | None) -> None:
+        """Add the gradient of Φ to ``grad`` of the potential's parameters; only once.
+
+        energy (F,), forces (N, 3), virial (F, 3, 3): cotangents in 1/eV, Å/eV, 1/eV; None for what the loss leaves out.
+        """
+        view, frame = self.view or self.potential._view(self.batch), self.batch.frame
+        along: Tensor | None = None
+        if forces is not None:
+            along = forces.index_select(0, view.centre) - forces.index_select(0, view.neighbor)
+        if virial is not None:
+            turned = torch.einsum("pab,pb->pa", virial[frame[view.centre]], view.vectors)
+            along = -turned if along is None else along - turned
+
+        def gradients(block: Block) -> Sequence[Tensor | None]:
+            phi = block.energies.new_zeros(())
+            with torch.enable_grad():
+                if energy is not None:
+                    phi = phi + (block.energies * energy[frame[block.atoms]]).sum()
+                if along is not None and block.slope is not None:
+                    phi = phi + (block.slope * along[block.pairs]).sum()
+            if not phi.requires_grad:
+                return [None] * len(self.weights)
+            with parameters_only():
+                return torch.autograd.grad(phi, self.weights, allow_unused=True)
+
+        def add(found: Sequence[Tensor | None]) -> None:
+            for weight, gradient in zip(self.weights, found, strict=True):
+                if gradient is not None:
+                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+
+        if self.kept:
+            # Each graph goes as soon as it has served.
+            self.kept.reverse()
+            blocks = (self.kept.pop() for _ in range(len(self.kept)))
+            spread(blocks, gradients, add, parallel=not view.vectors.is_cuda)
+            return
+        derive = along is not None
+        most = self._slots(view)
+        # A graph of second derivatives keeps about three times what a first one does.
+        plans = plan_rows(view.centre, len(view.types), max(1, most // 3) if view.vectors.is_cuda else most)
+        memory.in_blocks(plans, lambda plan: gradients(self._block(view, plan, derive)), take=add)
+
+    def _block(self, view: View, plan: RowPlan, derive: bool) -> Block:
+        chosen = plan.pairs[plan.mask]
+        local = torch.zeros_like(plan.pairs)
+        local[plan.mask] = torch.arange(len(chosen), device=chosen.device)
+        derive = derive and len(chosen) > 0
+        slope: Tensor | None = None
+        with torch.enable_grad():
+            piece = view.vectors[chosen].requires_grad_(derive)
+            energies, _ = self.potential._evaluate(
+                RowPlan(plan.atoms, local, plan.mask), view, piece, view.neighbor[chosen], self.index
+            )
+            if derive:
+                with geometry_only():
+                    (slope,) = torch.autograd.grad(energies.sum(), piece, create_graph=True)
+        return Block(plan.atoms, chosen, energies, slope)
+
+    def _keep(self, view: View, _: Level, derive: bool, __: bool) -> Pieces:
+        """The pieces of a prediction; the graphs behind them stay in ``kept``."""
+        self.view = view
+        atoms, on_gpu = len(view.types), view.vectors.is_cuda
+        slots = 0 if on_gpu else self._slots(view)
+        atomic, slope = view.vectors.new_zeros(atoms), torch.zeros_like(view.vectors)
+        plans = plan_rows(view.centre, atoms, slots)
+        spread(plans, lambda plan: self._block(view, plan, derive), self.kept.append, parallel=not on_gpu)
+        for block in self.kept:
+            atomic[block.atoms] = block.energies.detach()
+            if block.slope is not None:
+                slope[block.pairs] = block.slope.detach()
+        return atomic, slope, atomic.new_zeros(atoms, 0)
+
+    def _slots(self, view: View) -> int:
+        potential, pairs, atoms = self.potential, len(view.centre), len(view.types)
+        return memory.block_slots(potential.config, potential.dtype, atoms, pairs, view.vectors.device, CHUNK_SLOTS)

@@ -1,0 +1,104 @@
+"""Blocks of atoms on several CPU threads: each thread takes a block of its own.
+
+The operations on one block are too short to be shared out: with all threads on each of them, waiting for one another
+takes a third of the time.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from itertools import chain, islice
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+LEAST_SLOTS = 500  # of a block: below, the calls cost more than the arithmetic
+
+
+def spread(
+    items: Iterable[T], work: Callable[[T], R], take: Callable[[R], None] | None = None, parallel: bool = True
+) -> None:
+    """``work`` of every item on ``torch.get_num_threads()`` threads; a single item gets all threads for itself.
+
+    ``take`` receives the results in the order of the items, whichever thread ends first, so sums are reproducible.
+    The first exception is raised as soon as the other threads have finished what they were at.
+    """
+    count, rest = torch.get_num_threads() if parallel else 1, iter(items)
+    first = list(islice(rest, 2))
+    todo = chain(first, rest)
+    if count == 1 or len(first) < 2:
+        for item in todo:
+            result = work(item)
+            if take:
+                take(result)
+        return
+    numbered, lock = enumerate(todo), threading.Lock()
+    waiting: dict[int, R] = {}
+    taken = 0
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    failed = threading.Event()
+
+    def hand_over(number: int, result: R) -> None:
+        nonlocal taken
+        with lock:
+            waiting[number] = result
+            while take and taken in waiting:
+                take(waiting.pop(taken))
+                taken += 1
+
+    def run() -> None:
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            while not failed.is_set():
+                with lock:
+                    number, item = next(numbered, (-1, None))
+                if item is None:
+                    return
+                try:
+                    result = work(item)
+                    if take:
+                        hand_over(number, result)
+                except BaseException:
+                    failed.set()
+                    raise
+
+    pool = _pool(count)
+    running = [pool.submit(run) for _ in range(count)]
+    try:
+        for future in running:
+            future.result()
+    finally:
+        failed.set()
+        wait(running)
+
+
+def even_slots(slots: int, most: int) -> int:
+    """How large blocks of at most ``most`` slots should be, of ``slots`` in all, for the threads to end together."""
+    count = torch.get_num_threads()
+    if count == 1 or slots <= LEAST_SLOTS:
+        return most
+    blocks = math.ceil(math.ceil(slots / most) / count) * count
+    # A little more than its share, as blocks hold whole atoms and some padding.
+    return min(most, max(LEAST_SLOTS, math.ceil(1.05 * slots / blocks)))
+
+
+@cache
+def _pool(count: int) -> ThreadPoolExecutor:
+    pool = ThreadPoolExecutor(count, "dpa1-block", initializer=_alone)
+    barrier = threading.Barrier(count + 1)
+    for _ in range(count):
+        pool.submit(barrier.wait)
+    barrier.wait()
+    # The threads' own setting has become the default of threads yet to come; this one's and theirs differ.
+    torch.set_num_threads(count)
+    return pool
+
+
+def _alone() -> None:
+    torch.get_num_threads()  # the first call in a thread takes over the default, and would undo the next line later
+    torch.set_num_threads(1)

@@ -1,0 +1,99 @@
+"""Blocks of atoms on several threads: nothing but the time changes."""
+
+import time
+
+import pytest
+import torch
+
+from dpa1.batch import make_batch
+from dpa1.model import blockwise
+from dpa1.model import potential as potential_module
+from dpa1.model.blockwise import Blockwise
+from dpa1.model.threads import even_slots, spread
+from tests.contracts.systems import CUTOFF, example_options, random_frame, random_potential
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_results_come_in_order_and_each_worker_has_one_thread():
+    found, threads = [], []
+
+    def work(number):
+        threads.append(torch.get_num_threads())
+        time.sleep(0.02 if number % 3 == 0 else 0.0)
+        return number
+
+    spread(range(20), work, found.append)
+    assert found == list(range(20))
+    assert threads == [1] * 20
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_single_item_gets_all_threads():
+    found = []
+    spread([1], lambda _: torch.get_num_threads(), found.append)
+    assert found == [2]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_first_exception_ends_the_work():
+    done = []
+
+    def work(number):
+        if number == 3:
+            raise MemoryError("no more")
+        time.sleep(0.01)
+        done.append(number)
+
+    with pytest.raises(MemoryError, match="no more"):
+        spread(range(1000), work)
+    assert len(done) < 10
+    spread(range(3), done.append)  # and the threads go on serving
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_modes_of_the_caller_hold_inside(mode):
+    found = []
+    with mode():
+        expected = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        spread(range(4), lambda _: (torch.is_grad_enabled(), torch.is_inference_mode_enabled()), found.append)
+    assert found == [expected] * 4
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_blocks_are_shared_out_evenly():
+    assert even_slots(17_000, 3000) < 3000
+    assert even_slots(17_000, 3000) * 6 >= 17_000
+    assert even_slots(4000, 3000) in range(2000, 2400)
+    assert even_slots(100, 3000) == 3000
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("again", [False, True])
+def test_threads_change_nothing(monkeypatch, precision, again):
+    for module in (potential_module, blockwise):
+        monkeypatch.setattr(module, "CHUNK_SLOTS", 60)
+    monkeypatch.setattr("dpa1.model.memory.even_slots", lambda slots, most: most)
+    potential = random_potential(example_options(precision=precision))
+    batch = make_batch([random_frame(1, 30), random_frame(2, 12)], CUTOFF)
+    before, found = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        try:
+            potential.zero_grad(set_to_none=True)
+            work = Blockwise(potential, batch, again=again)
+            work.backward(*(torch.ones_like(work.prediction[name]) for name in ("energy", "forces", "virial")))
+            found.append([*work.prediction.values(), *(p.grad for p in potential.parameters() if p.grad is not None)])
+        finally:
+            torch.set_num_threads(before)
+    assert len(found[0]) > 10
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
