@@ -82,7 +82,9 @@ class DataConfig(Section):
         shares = [source.share is not None for source in self.train]
         if any(shares) and not all(shares):
             without = self.train[shares.index(False)]
-            raise ValueError(f"some sources have a share and {without.name or without.path} has none; give all one, or none")
+            raise ValueError(
+                f"some sources have a share and {without.name or without.path} has none; give all one, or none"
+            )
         if any(shares) and self.sampling_temperature is not None:
             raise ValueError("sampling_temperature and shares are both given; keep one")
         elsewhere = [s for part in (self.valid, self.test) if isinstance(part, tuple) for s in part]
