@@ -9,6 +9,7 @@ _HOME = {
     "Frame": "dpa1.frames",
     "Potential": "dpa1.model.potential",
     "evaluate": "dpa1.analysis.evaluate",
+    "finetune": "dpa1.workflow",
     "load": "dpa1.interop.load",
     "read": "dpa1.data.read",
     "train": "dpa1.workflow",
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from dpa1.frames import Frame
     from dpa1.interop.load import load_potential as load
     from dpa1.model.potential import Potential
-    from dpa1.workflow import train
+    from dpa1.workflow import finetune, train
 
-__all__ = ["Frame", "Potential", "__version__", "evaluate", "load", "read", "train"]
+__all__ = ["Frame", "Potential", "__version__", "evaluate", "finetune", "load", "read", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpa1.config.run import RunConfig, config_from, load_config, read_values
+from dpa1.errors import UserError
+from dpa1.interop.load import load_potential
 from dpa1.training.run import Outcome, RunResult
 from dpa1.training.run import train as run_training
 
 if TYPE_CHECKING:
     from dpa1.analysis.page import Section
-    from dpa1.config.run import RunConfig
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = False, quiet: bool = False) -> RunResult:
@@ -29,7 +34,68 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
     RunError
         when a loss or gradient is not finite, or a signal stopped the run; the sentence names the checkpoint.
     """
-    return run_training(config, resume=resume, quiet=quiet, finished=report)
+    if isinstance(config, str | Path):
+        config = load_config(config)
+    elif isinstance(config, dict):
+        config = config_from(config, "configuration")
+    base = load_potential(config.finetune.base) if config.finetune.base else None
+    return run_training(config, resume=resume, quiet=quiet, finished=report, base=base)
+
+
+def finetune(
+    base: str | Path,
+    data: Paths,
+    *,
+    output: str | Path = "finetuned",
+    valid: Paths | float | None = None,
+    test: Paths | None = None,
+    method: str | None = None,
+    level: str | None = None,
+    new_level: str | None = None,
+    replay: float = 0.0,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    seed: int = 1,
+    config: dict[str, Any] | str | Path | None = None,
+    quiet: bool = False,
+) -> RunResult:
+    """Fine-tune a trained model on new data; what is not given is chosen by the amount of data and said.
+
+    Parameters
+    ----------
+    base: ``.dpa1`` or DeePMD-kit file, or the name of a shipped model.
+    data, valid, test: what ``dpa1.read`` takes; ``valid`` may be the fraction to hold out.
+    output: run folder, which must not hold a run.
+    method: ``full``, ``freeze``, ``heads`` or ``lora``.
+    level: level of theory of the base to start from.  new_level: name of the new data's level.
+    replay: share of the frames drawn from the replay set inside the base, so that it is not forgotten.
+    config: further sections as for ``train``, a mapping or a file; the arguments win.
+
+    Raises
+    ------
+    UserError
+        as ``train``; also for a base or a replay set that does not fit, and test frames that are training frames.
+    """
+    values: dict[str, Any] = dict(read_values(config) if isinstance(config, str | Path) else config or {})
+    where = str(config) if isinstance(config, str | Path) else "fine-tuning"
+    parts = {"train": _paths(data), "valid": valid if isinstance(valid, float) else _paths(valid), "test": _paths(test)}
+    values["data"] = {**(values.get("data") or {}), **{name: part for name, part in parts.items() if part is not None}}
+    given = {"base": str(base), "method": method, "level": level, "new_level": new_level, "replay": replay or None}
+    values["finetune"] = {**(values.get("finetune") or {}), **{k: v for k, v in given.items() if v is not None}}
+    chosen = {k: v for k, v in (("steps", steps), ("learning_rate", learning_rate)) if v is not None}
+    values["training"] = {**(values.get("training") or {}), **chosen}
+    if (Path(output) / "config.yaml").exists():
+        raise UserError(
+            f"{output}: already holds a run; choose another --output, or continue it with  "
+            f"dpa1 train {Path(output) / 'config.yaml'} --resume"
+        )
+    return train(config_from({**values, "output": str(output), "seed": seed}, where), quiet=quiet)
+
+
+def _paths(given: Paths | None) -> list[str] | None:
+    if given is None:
+        return None
+    return [os.fspath(given)] if isinstance(given, str | os.PathLike) else [os.fspath(path) for path in given]
 
 
 def report(outcome: Outcome, sections: Sequence[Section] = (), name: str = "report.html") -> str:
@@ -43,6 +109,39 @@ def report(outcome: Outcome, sections: Sequence[Section] = (), name: str = "repo
     except Exception as error:
         return f"warning: {path} was not written ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     return f"report: {path}"
+
+
+def _changes(outcome: Outcome) -> list[Section]:
+    """Of a fine-tune: errors before and after, and what was forgotten."""
+    from dpa1.analysis.page import Section
+    from dpa1.analysis.report import error_table
+
+    change = outcome.change
+    if change is None:
+        return []
+    new = [f"The new element {symbol} started from {parent}." for symbol, parent in change.new.items()]
+    tables = [
+        error_table(
+            {"base, energy bias refitted": change.before[part], "fine-tuned": change.after[part]}, f"{name} data"
+        )
+        for part, name in (("valid", "Validation"), ("test", "Test"))
+        if change.after.get(part)
+    ]
+    sections = [
+        Section(
+            "Before and after",
+            [f"Fine-tuned from {change.base}, method {change.method}.", *new],
+            tables=tables,
+            details=[("Energy bias", change.bias_table)],
+        )
+    ]
+    if change.forgotten:
+        text = "Errors on the base's replay set, frames it was trained on, with its own energy bias."
+        rows = {"base": change.forgotten["before"], "fine-tuned": change.forgotten["after"]}
+        sections.append(Section("Forgetting", [text], tables=[error_table(rows)]))
+    else:
+        sections.append(Section("Forgetting", ["Not measured: the base carries no replay set."]))
+    return sections
 
 
 def _write(outcome: Outcome, path: Path, sections: Sequence[Section]) -> None:
@@ -71,7 +170,7 @@ def _write(outcome: Outcome, path: Path, sections: Sequence[Section]) -> None:
         title=f"Training run {outcome.folder.resolve().name}",
         evaluated=evaluated,
         metrics=outcome.folder / "metrics.csv",
-        sections=sections,
+        sections=[*_changes(outcome), *sections],
         data=parts,
         facts=[
             ("steps", f"{outcome.steps:,}"),

@@ -7,9 +7,9 @@ import pytest
 from ase.data import chemical_symbols
 
 from dpa1.analysis.elements import ElementMap, compare, element_map, measure
-from dpa1.analysis.periodic import group, period
 from dpa1.errors import UserError
 from dpa1.interop.load import load_potential
+from dpa1.model.periodic import group, period
 from tests.contracts.systems import example_options, random_potential
 
 KNOWN = {

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa1.analysis.periodic import group, period
 from dpa1.errors import UserError
+from dpa1.model.periodic import group, period
 
 if TYPE_CHECKING:
     from dpa1.model.potential import Potential

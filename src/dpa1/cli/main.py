@@ -16,7 +16,7 @@ from dpa1.cli.terminal import forget_trace_folder, write_trace
 from dpa1.errors import RunError, UserError
 from dpa1.kernels.allocator import keep_freed_memory
 
-VERBS = ("train", "evaluate", "data", "md", "relax", "show", "elements", "convert", "doctor")
+VERBS = ("train", "finetune", "distill", "evaluate", "data", "md", "relax", "show", "elements", "convert", "doctor")
 
 app = typer.Typer(
     name="dpa1",

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from dpa1.config.base import Section, parse
 from dpa1.config.data import DataConfig
+from dpa1.config.finetune import FinetuneConfig
 from dpa1.config.model import ModelConfig
 from dpa1.config.training import LossConfig, TrainingConfig
 from dpa1.errors import UserError
@@ -28,6 +29,8 @@ class RunConfig(Section):
     """Length, batches, learning rate."""
     loss: LossConfig = LossConfig()
     """What to fit, and how strongly."""
+    finetune: FinetuneConfig = FinetuneConfig()
+    """Which trained model to start from; docs/finetune.md."""
     output: str = "run"
     """Folder the run writes into; it must not hold another run."""
     seed: int = Field(1, ge=0)

@@ -182,6 +182,26 @@ class _Subset(Dataset):
         return self.whole[int(self.indices[i])]
 
 
+class LevelledDataset(Dataset):
+    """All frames of another dataset, at one level of theory."""
+
+    def __init__(self, whole: Dataset, level: str) -> None:
+        self.whole, self.level = whole, level
+        self.table, self.report = _relevel(whole.table, level), whole.report
+        self.entries, self._entry = whole.entries, whole.entry
+
+    def __getitem__(self, i: int) -> Frame:
+        return _adjust(self.whole[i], 1.0, self.level)
+
+
+def with_entry(dataset: Dataset, other: Dataset, name: str) -> Dataset:
+    """``dataset`` followed by ``other`` as a further source of that name."""
+    both = ConcatDataset([dataset, other], dataset.report)
+    both.entries = (*dataset.entries, name)
+    both._entry = np.concatenate([dataset.entry, np.full(len(other), len(dataset.entries))])
+    return both
+
+
 def _adjust(frame: Frame, weight: float, level: str | None) -> Frame:
     changes: dict[str, Any] = {}
     if weight != 1.0:

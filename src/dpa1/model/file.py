@@ -12,18 +12,21 @@ from dpa1.config.base import parse
 from dpa1.config.model import ModelConfig
 from dpa1.container import read_container, write_container
 from dpa1.errors import UserError
+from dpa1.model import replay
 from dpa1.model.potential import Potential
 
-FORMAT = 2  # the newest; 1: one fitting net for all levels of theory, 2: one for each
+FORMAT = 3  # the newest; 1: one fitting net for all levels of theory, 2: one for each, 3: with a replay set
 UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å", "virial": "eV, positive when the cell wants to expand"}
 # version → function that turns (header, tensors) of that version into those of the next one.
 UPGRADES: dict[
     int, Callable[[dict[str, Any], dict[str, torch.Tensor]], tuple[dict[str, Any], dict[str, torch.Tensor]]]
-] = {1: lambda header, tensors: (header, tensors)}
+] = {1: lambda header, tensors: (header, tensors), 2: lambda header, tensors: (header, tensors)}
 
 
 def version_of(potential: Potential) -> int:
     """The oldest version that can hold it, which is the one it is written in."""
+    if potential.replay:
+        return 3
     return 2 if potential.config.fitting_per_level else 1
 
 
@@ -37,7 +40,7 @@ def save_model(potential: Potential, path: str | Path) -> None:
         "units": UNITS,
         "info": potential.info,
     }
-    write_container(path, "model", version, header, dict(potential.state_dict()))
+    write_container(path, "model", version, header, {**potential.state_dict(), **replay.pack(potential)})
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Potential:
@@ -54,6 +57,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Potentia
     config = parse(ModelConfig, header["config"], str(path))
     potential = Potential(config, header["levels"])
     potential.set_precision(*header["precision"])
+    potential.replay = replay.unpack(tensors, potential.levels)
     try:
         potential.load_state_dict(tensors)
     except RuntimeError as error:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dpa1.batch import Batch, make_batch
 from dpa1.config.model import ModelConfig
 from dpa1.errors import UserError, did_you_mean
-from dpa1.frames import make_frame
+from dpa1.frames import Frame, make_frame
 from dpa1.kernels.wanted import geometry_only
 from dpa1.model import memory
 from dpa1.model.descriptor import Descriptor
@@ -85,6 +85,7 @@ class Potential(Tabulable):
         self.elements = config.elements
         self.levels = tuple(levels)
         self.info: dict[str, Any] = {}
+        self.replay: tuple[Frame, ...] = ()  # labelled frames it was trained on; see ``dpa1.model.replay``
         self._most_slots: int | None = None  # of one block, once memory has run out
         self.descriptor = Descriptor(config, self.elements)
         self.fitting = FittingNet(

@@ -178,7 +178,7 @@ def refit(
             fits.append(None)
             continue
         chosen = chosen[sample(dataset.subset(chosen), config.training.statistics_frames, config.seed, atoms)]
-        counts, energies = _residuals(potential, dataset, chosen, loader, world)
+        counts, energies = residuals(potential, dataset, chosen, loader, world)
         fit = fit_composition((counts, energies), potential.elements, fixed=held)
         if config.loss.kind != "mse":
             fit = _robust(fit, counts, energies, potential.elements, held)
@@ -210,7 +210,7 @@ def frames_of_level(dataset: Dataset, levels: Sequence[str], level: int) -> np.n
     return np.flatnonzero(dataset.table.level == dataset.table.levels.index(levels[level]))
 
 
-def _residuals(
+def residuals(
     potential: Potential, dataset: Dataset, chosen: np.ndarray, loader: Loader, world: World
 ) -> tuple[np.ndarray, np.ndarray]:
     """(C, E) atoms per element and (C,) label − prediction in eV of the chosen frames, the work shared by all processes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,16 +23,21 @@ class Muon:
         matrices = [p for p in parameters if p.ndim == 2 and min(p.shape) >= SMALLEST_MATRIX]
         others = [p for p in parameters if p.ndim != 2 or min(p.shape) < SMALLEST_MATRIX]
         decay = config.weight_decay or 0.0
-        self.parts: list[torch.optim.Optimizer] = []
+        self._parts: list[torch.optim.Optimizer] = []
         if matrices:
             muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-            self.parts.append(muon)
+            self._parts.append(muon)
         if others:
-            self.parts.append(
+            self._parts.append(
                 torch.optim.AdamW(
                     others, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=decay, fused=True
                 )
             )
+
+    @property
+    def parts(self) -> list[torch.optim.Optimizer]:
+        """torch's Muon for matrices, AdamW for the rest; either may be missing."""
+        return self._parts
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
@@ -44,7 +50,21 @@ class Muon:
             part.step()
 
 
-Optimizer = torch.optim.Optimizer | Muon
+class Composed(Protocol):
+    """Several of torch's optimizers, or something around them, that acts as one."""
+
+    @property
+    def parts(self) -> list[torch.optim.Optimizer]:
+        """The optimizers inside."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+
+    def step(self) -> None:
+        """Change the parameters."""
+
+
+Optimizer = torch.optim.Optimizer | Composed
 
 
 def make_optimizer(parameters: Sequence[Tensor], config: OptimizerConfig) -> Optimizer:
@@ -59,7 +79,7 @@ def make_optimizer(parameters: Sequence[Tensor], config: OptimizerConfig) -> Opt
 
 
 def _parts(optimizer: Optimizer) -> list[torch.optim.Optimizer]:
-    return optimizer.parts if isinstance(optimizer, Muon) else [optimizer]
+    return [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer.parts
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

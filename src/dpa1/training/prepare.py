@@ -15,7 +15,7 @@ from dpa1.config.run import RunConfig
 from dpa1.data.dataset import Dataset
 from dpa1.data.loader import Loader
 from dpa1.data.outliers import Dropped
-from dpa1.data.parts import open_data
+from dpa1.data.parts import Parts, open_data
 from dpa1.data.sampler import Budget, Sampler, estimate_pairs, evaluation_batches
 from dpa1.errors import UserError, did_you_mean
 from dpa1.model.potential import Potential
@@ -47,11 +47,16 @@ def open_checked(config: RunConfig) -> Data:
         unreadable data, a label the loss asks for that no frame has, a source without any of them, an element only
         outside the training data, a level of theory that is missing or that no training frame has.
     """
-    train, valid, test, dropped = open_data(config.data, config.seed)
+    return check(config, open_data(config.data, config.seed))
+
+
+def check(config: RunConfig, opened: Parts, known: tuple[str, ...] = ()) -> Data:
+    """The same for data that are open; ``known``: elements that the model has whatever the training data hold."""
+    train, valid, test, dropped = opened
     train.require([LABELS[term] for term in config.loss.terms])
     _check_sources(train, [LABELS[term] for term in config.loss.terms])
     _check_metric(config, valid)
-    elements = config.model.elements or tuple(train.elements)
+    elements = config.model.elements or (*known, *(symbol for symbol in train.elements if symbol not in known))
     for name, part in (("training", train), ("validation", valid), ("test", test)):
         unknown = [symbol for symbol in (part.elements if part else []) if symbol not in elements]
         if unknown:
@@ -123,14 +128,19 @@ def make_loader(dataset: Dataset, config: RunConfig, potential: Potential, world
 
 def frame_chances(dataset: Dataset, config: RunConfig) -> np.ndarray | None:
     """(F,) chance of each training frame to be drawn, from shares or a sampling temperature; None: each once per epoch."""
-    data = config.data
+    data, replay = config.data, config.finetune.replay
     sizes = np.bincount(dataset.entry, minlength=len(dataset.entries)).astype(float)
+    own = sizes[:-1] if replay else sizes  # the replay set is the last source
     if data.sampling_temperature is not None:
-        shares = sizes ** (1.0 / data.sampling_temperature)
+        shares = own ** (1.0 / data.sampling_temperature)
     elif data.train[0].share is not None:
         shares = np.array([source.share for source in data.train], dtype=float)
+    elif replay:
+        shares = own
     else:
         return None
+    if replay:
+        shares = np.append((1.0 - replay) * shares / shares.sum(), replay)
     # A source of which no frame is left is not drawn from.
     shares = np.where(sizes > 0, shares, 0.0) / shares[sizes > 0].sum()
     return np.asarray((shares / np.maximum(sizes, 1.0))[dataset.entry])

@@ -19,6 +19,7 @@ from dpa1.kernels.allocator import keep_freed_memory
 from dpa1.model.potential import Potential
 from dpa1.training import bias, checkpoint, finish
 from dpa1.training.distributed import World, join, leave
+from dpa1.training.finetune import Change, Finetune
 from dpa1.training.loggers import check_installed, open_loggers
 from dpa1.training.per_source import SourceCsv
 from dpa1.training.prepare import (
@@ -72,6 +73,7 @@ class Outcome:
     potential: the trained model.  data, config: what it was trained on and how.  folder: the run folder.
     errors: ``valid`` and ``test`` errors of all frames, empty without such data.
     steps, seconds: of the training loop.
+    change: what it changed of the model it started from, if it did.
     """
 
     potential: Potential
@@ -81,6 +83,7 @@ class Outcome:
     errors: dict[str, dict[str, Any]]
     steps: int
     seconds: float
+    change: Change | None = None
 
 
 Finished = Callable[[Outcome], str]  # returns a line for the screen and the log
@@ -92,6 +95,7 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     finished: Finished | None = None,
+    base: Potential | None = None,
 ) -> RunResult:
     """Train a potential as ``config`` (or the file it names) says.
 
@@ -100,6 +104,7 @@ def train(
     resume: continue the interrupted run in the output folder exactly where its last checkpoint stands.
     quiet: nothing on the screen; ``train.log`` is written all the same.
     finished: called by the main process after the model was saved.
+    base: the model that ``finetune.base`` names.
 
     Raises
     ------
@@ -125,7 +130,7 @@ def train(
             config = stored_config(folder, config)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
-        return _train(config, folder, world, report, resume, finished)
+        return _train(config, folder, world, report, resume, finished, base)
     except RunError as error:
         report.note(f"failed: {error}")
         raise
@@ -156,22 +161,36 @@ def _enter_folder(folder: Path, world: World, report: Report) -> None:
 
 
 def _train(
-    config: RunConfig, folder: Path, world: World, report: Report, resume: bool, finished: Finished | None
+    config: RunConfig,
+    folder: Path,
+    world: World,
+    report: Report,
+    resume: bool,
+    finished: Finished | None,
+    base: Potential | None,
 ) -> RunResult:
     start = checkpoint.latest(folder / "checkpoints") if resume else None
-    data = open_checked(config)
+    tuning = Finetune(config, base) if base is not None else None
+    data = open_checked(config) if tuning is None else tuning.data
+    config = config if tuning is None else tuning.config
     bias.given_bias(config, data.levels)  # refused, if so, before anything is written
     _describe(data, config, report)
     _enter_folder(folder, world, report)
     if data.dropped and world.main:
         replace_file(folder / "dropped.csv", dropped_csv(data.dropped).encode())
-    potential, isolated = _model(config, data, start, report)
+    if tuning is None:
+        potential, isolated = _model(config, data, start, report)
+    else:
+        potential, isolated = tuning.model(), tuning.isolated()
+        report.say("\n".join(tuning.lines))
     potential.to(world.device)
     pins = bias.Pins(potential, *isolated) if any(isolated) else None
     train = make_loader(data.train, config, potential, world)
     config = resolve_steps(config.model_copy(update={"model": potential.config}), train.sampler)
     valid = evaluation_loader(data.valid, config, potential, world) if data.valid else None
-    if start is None and config.training.refit_bias:
+    if tuning is not None:
+        report.say(tuning.begin(potential, train, pins, world, valid))
+    elif start is None and config.training.refit_bias:
         # Takes out the constant that the untrained network adds, which energies would otherwise learn slowly.
         bias.refit(potential, data.train, config, train, pins, world, atoms=max(5000, 400 * len(data.elements)))
     trainer = Trainer(potential, config, world, train, valid, folder, report, pins)
@@ -195,13 +214,22 @@ def _train(
             trainer.source_log.close()
     trainer.restore_best()
     if config.training.refit_bias:
-        report.say(bias.refit(potential, data.train, config, train, pins, world))
+        report.say(
+            bias.refit(potential, data.train, config, train, pins, world)
+            if tuning is None
+            else tuning.refit(potential, train, pins, world)
+        )
     errors = finish.evaluate_parts(potential, data, config, world, valid)
+    if tuning is not None:
+        report.say(tuning.end(potential, errors, world))
+        potential.info["finetuned"] = tuning.summary()
     model = finish.save(potential, config, data, folder, trainer.progress, errors, world)
     report.say(finish.summary(errors, model, trainer.progress))
     if finished is not None and world.main:
         progress = trainer.progress
-        report.say(finished(Outcome(potential, data, config, folder, errors, progress.step, progress.seconds)))
+        change = tuning.change if tuning else None
+        outcome = Outcome(potential, data, config, folder, errors, progress.step, progress.seconds, change)
+        report.say(finished(outcome))
     return RunResult(model, folder, trainer.progress.step, trainer.progress.seconds, **errors)
 
 

@@ -28,6 +28,7 @@ from dpa1.training.distributed import World
 from dpa1.training.ema import Average
 from dpa1.training.loggers import ERRORS, Logger
 from dpa1.training.loss import Loss
+from dpa1.training.lowrank import LowRank, lora_matrices
 from dpa1.training.optimizer import Clipper, load_optimizer_state, make_optimizer, optimizer_state
 from dpa1.training.per_source import PerSource, SourceCsv, several
 from dpa1.training.progress import Report
@@ -78,6 +79,9 @@ class Trainer:
         self.loss, self.schedule = Loss(run.loss), Schedule(config)
         parameters = [p for p in potential.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(parameters, config.optimizer)
+        if run.finetune.method == "lora":
+            matrices = lora_matrices(potential, run.finetune.rank)
+            self.optimizer = LowRank(parameters, matrices, run.finetune.rank, config.optimizer)
         self.clipper = Clipper(config, world.device)
         self.average = Average(potential, config.ema) if config.ema else None
         self.step = Step(potential, self.loss, self.optimizer, self.clipper, world, pins, config.recompute)
@@ -226,6 +230,7 @@ class Trainer:
             "best": self.best,
             "clip": {"recent": self.clipper.recent},
             "sums": {"errors": self.step.sums, "totals": self.step.totals},
+            "lowrank": self.optimizer.extra_state() if isinstance(self.optimizer, LowRank) else {},
             "random": {"cpu": torch.get_rng_state()},
         }
         if self.world.size > 1:
@@ -244,6 +249,8 @@ class Trainer:
         header, tensors = checkpoint.read_checkpoint(path)
         self.potential.load_state_dict(tensors["model"])
         load_optimizer_state(self.optimizer, tensors["optimizer"])
+        if isinstance(self.optimizer, LowRank):
+            self.optimizer.load_extra_state(tensors.get("lowrank", {}))
         if self.average:
             self.average.load(tensors["average"])
         self.best = tensors.get("best", {})

@@ -1,0 +1,71 @@
+"""``dpa1 finetune``: a trained model and a few frames in, a model for those frames out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpa1.cli.data import Label, TypeMap, parse_labels, parse_type_map
+from dpa1.cli.terminal import draw, keep_trace_in
+from dpa1.config.finetune import Method
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("finetune")(finetune_command)
+
+
+def finetune_command(
+    base: Annotated[
+        str, typer.Argument(help="Model to start from: .dpa1, DeePMD-kit's files, or a shipped model's name.")
+    ],
+    data: Annotated[list[str], typer.Argument(help="Labelled data: files, folders or patterns that dpa1 reads.")],
+    output: Annotated[Path, typer.Option(help="New run folder.")] = Path("finetuned"),
+    valid: Annotated[
+        list[str] | None, typer.Option(help="Validation data; may be given several times. A tenth when not given.")
+    ] = None,
+    test: Annotated[list[str] | None, typer.Option(help="Test data; may be given several times.")] = None,
+    method: Annotated[
+        Method | None, typer.Option(help="What learns; chosen by the number of frames when not given.")
+    ] = None,
+    level: Annotated[str | None, typer.Option(help="Level of theory of the base to start from.")] = None,
+    new_level: Annotated[str | None, typer.Option(help="What the new data's level of theory is called.")] = None,
+    replay: Annotated[
+        float, typer.Option("--replay", min=0.0, max=0.99, help="Share of frames drawn from the base's replay set.")
+    ] = 0.0,
+    no_replay: Annotated[
+        bool, typer.Option("--no-replay", help="Train on the new data alone, which is the default.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds the split and the order of the frames.")] = 1,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML, TOML or JSON file with further settings (training, loss, data…).")
+    ] = None,
+    label: Label = None,
+    type_map: TypeMap = None,
+) -> None:
+    """Fine-tune a trained model; architecture, cutoff, elements and normalisation are the base's."""
+    if replay and no_replay:
+        from dpa1.errors import UserError
+
+        raise UserError("--replay and --no-replay are both given; keep one")
+    from dpa1.config.run import read_values
+
+    keep_trace_in(output)
+    values = read_values(config) if config is not None else {}
+    section = dict((values or {}).get("data") or {})
+    if label:
+        section["labels"] = parse_labels(label)
+    if type_map:
+        section["type_map"] = parse_type_map(type_map)
+    from dpa1.analysis.plots import learning_curve
+    from dpa1.workflow import finetune
+
+    folder = finetune(
+        base, data, output=output, valid=valid or None, test=test or None, method=method, level=level, new_level=new_level,
+        replay=replay, steps=steps, learning_rate=learning_rate, seed=seed, config={**(values or {}), "data": section},
+    ).folder  # fmt: skip
+    draw(lambda: learning_curve(folder / "metrics.csv"), folder / "learning_curve.png")

@@ -1,0 +1,224 @@
+"""Distillation: a layer-free student trained on a teacher's labels, so that a large accurate model becomes a fast one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
+from ase.io import write
+
+from dpa1.analysis.evaluate import evaluate
+from dpa1.config.run import config_from
+from dpa1.errors import RunError, UserError
+from dpa1.frames import Frame, from_ase, make_frame, to_ase, voigt_to_matrix
+from dpa1.interop.load import load_potential
+from dpa1.model.potential import Potential
+from dpa1.workflow import train
+
+if TYPE_CHECKING:
+    from dpa1.training.run import RunResult
+
+HELD_BACK = 0.1  # of the structures, whose copies are left out of training, too
+TIMED_ATOMS, REPEATS = 200, 5
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A student and what became of the teacher's accuracy and cost.
+
+    Attributes
+    ----------
+    model: path of the student.  run: its training run.
+    against_teacher: errors of the student, as ``evaluate`` gives them, on structures held back, labelled by the teacher.
+    teacher, student: errors of both against the labels the structures came with; empty without such labels.
+    seconds: ``teacher``, ``student`` and ``tabulated`` student → processor seconds per call for ``timed_atoms`` atoms.
+    """
+
+    model: Path
+    run: RunResult
+    against_teacher: dict[str, Any]
+    teacher: dict[str, Any]
+    student: dict[str, Any]
+    seconds: dict[str, float]
+    timed_atoms: int
+
+
+def distill(
+    teacher: BaseCalculator | Potential | str | Path,
+    structures: Iterable[Frame | Atoms],
+    *,
+    output: str | Path = "distilled",
+    size: str = "small",
+    cutoff: float | None = None,
+    augment: int = 0,
+    rattle: float = 0.05,
+    strain: float = 0.02,
+    steps: int = 10_000,
+    seed: int = 1,
+    level: str | None = None,
+    quiet: bool = False,
+) -> Distilled:
+    """Label structures with a teacher and train a student without attention layers on them.
+
+    Parameters
+    ----------
+    teacher: any ASE calculator, a potential, or a model file.
+    structures: their own labels are used for one thing only, to compare teacher and student with them.
+    output: new run folder.
+    size: of the student (``small``, ``base``, ``large``), always without attention layers.
+    cutoff: Å; the teacher's when it is a potential, else 6.
+    augment: copies of each structure, moved by a normal ``rattle`` (Å) and strained by up to ``strain``.
+    level: level of theory of a teacher that holds several.
+
+    Raises
+    ------
+    UserError
+        fewer than 10 structures, an output folder with files.
+    RunError
+        when the teacher fails on a structure, which is named.
+    """
+    folder = Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: already holds something; choose another --output")
+    frames = [
+        f if isinstance(f, Frame) else from_ase(f, source="structures", index=k) for k, f in enumerate(structures)
+    ]
+    if len(frames) < 10:
+        raise UserError(f"{len(frames)} structures are too few to train and test a student; give at least 10")
+    calculator, potential = _calculator(teacher, level)
+    order = np.random.default_rng([seed, 0xD157]).permutation(len(frames))
+    held, rest = np.split(order, [max(1, round(HELD_BACK * len(frames)))])
+    rng = np.random.default_rng([seed, 0xA06])
+    copies = [_moved(frames[i], rng, rattle, strain) for i in rest for _ in range(augment)]
+    parts = {"train": [*(frames[i] for i in rest), *copies], "test": [frames[i] for i in held]}
+    labelled = {name: [label(calculator, frame) for frame in part] for name, part in parts.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in labelled.items():
+        write(folder / f"{name}.xyz", [to_ase(frame) for frame in part], format="extxyz")
+    virial = all(frame.virial is not None for frame in labelled["train"])
+    run = train(
+        config_from(
+            {
+                "data": {"train": str(folder / "train.xyz"), "test": str(folder / "test.xyz")},
+                "model": {
+                    "size": size,
+                    "attention_layers": 0,
+                    "cutoff": cutoff or (potential.cutoff if potential else 6.0),
+                },
+                "training": {"steps": steps},
+                "loss": {"virial": [0.1, 1.0]} if virial else {},
+                "output": str(folder),
+                "seed": seed,
+            },
+            "distillation",
+        ),
+        quiet=quiet,
+    )
+    student = load_potential(run.model)
+    own = [frames[i] for i in held if frames[i].energy is not None or frames[i].forces is not None]
+    seconds, atoms = speeds({"teacher": calculator, "student": student.calculator(),
+                             "tabulated": student.calculator(tabulate=True)}, parts["test"])  # fmt: skip
+    return Distilled(
+        run.model,
+        run,
+        evaluate(student, labelled["test"]),
+        _errors_of(labelled["test"], [frames[i] for i in held]) if own else {},
+        evaluate(student, [f.replace(level=None) for f in own]) if own else {},
+        seconds,
+        atoms,
+    )
+
+
+def label(calculator: BaseCalculator, frame: Frame) -> Frame:
+    """The frame with the calculator's energy, forces and, where it has a volume and the calculator can, virial."""
+    atoms = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+    atoms.calc = calculator
+    try:
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RunError(f"{frame.name}: the teacher failed ({type(error).__name__}: {reason})") from error
+    virial = None
+    if frame.pbc.all():
+        with suppress(PropertyNotImplementedError, NotImplementedError):  # then the student learns without
+            virial = -voigt_to_matrix(np.asarray(atoms.get_stress())) * frame.volume
+    return make_frame(
+        frame.numbers, frame.positions, frame.cell, frame.pbc, energy=energy, forces=forces, virial=virial,
+        source=frame.source, index=frame.index,
+    )  # fmt: skip
+
+
+def speeds(calculators: dict[str, BaseCalculator], frames: Sequence[Frame]) -> tuple[dict[str, float], int]:
+    """Median processor seconds per energy-and-force call, all calculators in turn; and for how many atoms."""
+    largest = to_ase(max(frames, key=len))
+    largest.calc = None
+    if largest.pbc.all() and len(largest) < TIMED_ATOMS:
+        largest = largest.repeat(max(1, round((TIMED_ATOMS / len(largest)) ** (1 / 3))))
+    rng = np.random.default_rng(0)
+    found: dict[str, list[float]] = {name: [] for name in calculators}
+    for turn in range(REPEATS + 1):
+        for name, calculator in calculators.items():
+            atoms = largest.copy()
+            atoms.positions += rng.normal(0.0, 1e-3, atoms.positions.shape)
+            atoms.calc = calculator
+            begun = time.process_time()
+            atoms.get_forces()
+            if turn:  # the first call of each warms up
+                found[name].append(time.process_time() - begun)
+    return {name: statistics.median(values) for name, values in found.items()}, len(largest)
+
+
+def _calculator(teacher: Any, level: str | None) -> tuple[BaseCalculator, Potential | None]:
+    potential = load_potential(teacher) if isinstance(teacher, str | Path) else teacher
+    if isinstance(potential, Potential):
+        potential.level_index(level)
+        return potential.calculator(**({} if level is None else {"level": level})), potential
+    if level is not None:
+        raise UserError("--level belongs to a dpa1 model; leave it out for this teacher")
+    return potential, None
+
+
+def _moved(frame: Frame, rng: np.random.Generator, rattle: float, strain: float) -> Frame:
+    """A copy that is sheared and strained where it is periodic, and rattled."""
+    change = np.eye(3) + (_symmetric(rng.uniform(-strain, strain, (3, 3))) if frame.pbc.all() else 0.0)
+    positions = frame.positions @ change + rng.normal(0.0, rattle, frame.positions.shape)
+    return frame.replace(positions=positions, cell=frame.cell @ change, energy=None, forces=None, virial=None)
+
+
+def _symmetric(matrix: np.ndarray) -> np.ndarray:
+    return 0.5 * (matrix + matrix.T)
+
+
+def _errors_of(predicted: Sequence[Frame], labelled: Sequence[Frame]) -> dict[str, float]:
+    """RMSE of energy (eV/atom) and forces (eV/Å) of one set of labels against another, NaN where there are none."""
+    pairs = list(zip(predicted, labelled, strict=True))
+    energy = [(p.energy - t.energy) / len(t) for p, t in pairs if p.energy is not None and t.energy is not None]
+    force = [(p.forces - t.forces).ravel() for p, t in pairs if p.forces is not None and t.forces is not None]
+    return {
+        "energy_rmse": float(np.sqrt(np.mean(np.square(energy)))) if energy else float("nan"),
+        "force_rmse": float(np.sqrt(np.mean(np.square(np.concatenate(force))))) if force else float("nan"),
+    }
+
+
+def table(result: Distilled) -> str:
+    """Loss of accuracy and gain in speed."""
+    rows = [("student against teacher", result.against_teacher)]
+    if result.teacher:
+        rows += [
+            ("teacher against the given labels", result.teacher),
+            ("student against the given labels", result.student),
+        ]
+    lines = [f"{'RMSE on structures held back':<34}{'energy meV/atom':>17}{'force meV/Å':>13}"]
+    lines += [f"{n:<34}{1e3 * e['energy_rmse']:>17.4g}{1e3 * e['force_rmse']:>13.4g}" for n, e in rows]
+    lines.append(f"{'processor time':<34}{'ms/call':>17}{'faster':>13}   ({result.timed_atoms} atoms)")
+    first = result.seconds["teacher"]
+    lines += [f"{n:<34}{1e3 * s:>17.4g}{first / max(s, 1e-9):>12.3g}×" for n, s in result.seconds.items()]
+    return "\n".join([*lines, f"student: {result.model}"])

@@ -1,0 +1,90 @@
+"""What a fine-tune does unless told otherwise: method, length, learning rate and average by the amount of data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpa1.config.finetune import Method
+from dpa1.config.run import RunConfig
+from dpa1.config.training import LossConfig
+from dpa1.data.dataset import Dataset
+from dpa1.errors import UserError
+
+VALIDATED = 20  # frames from which a part is held out for validation
+FEW = 30  # frames below which most weights stay
+RATES: dict[Method, float] = {"full": 3e-3, "freeze": 3e-3, "heads": 3e-3, "lora": 3e-3}
+LABEL = {"energy": "energy", "force": "forces", "virial": "virial"}
+
+
+def hold_out(config: RunConfig, frames: int) -> tuple[RunConfig, str]:
+    """The fraction held out for validation where the configuration does not say, and a sentence about it."""
+    if "valid" in config.data.model_fields_set:
+        return config, ""
+    valid = 0.1 if frames >= VALIDATED else None
+    line = (
+        f"validation: a tenth of the {frames} frames is held out"
+        if valid
+        else f"validation: none, since {frames} frames (fewer than {VALIDATED}) are too few to hold any out; "
+        "the model is that of the last step"
+    )
+    return config.model_copy(update={"data": config.data.model_copy(update={"valid": valid})}), line
+
+
+def choose(config: RunConfig, train: Dataset) -> tuple[RunConfig, list[str]]:
+    """Fill in what the configuration leaves open; a sentence on each choice.
+
+    Raises
+    ------
+    UserError
+        when no frame has energy or forces.
+    """
+    frames, given, lines = len(train), config.training.model_fields_set, []
+    method = config.finetune.method
+    if method is None:
+        method = method_for(frames)
+        why = "few, so most of the base stays as it is" if method != "full" else "enough for all weights to learn"
+        lines.append(f"method: {method}, because {frames} training frames are {why}")
+        config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"method": method})})
+    else:
+        lines.append(f"method: {method}, as asked for")
+    chosen: dict[str, Any] = {}
+    if not given & {"steps", "epochs"}:
+        chosen["steps"] = steps_for(frames)
+    if "learning_rate" not in given:
+        chosen["learning_rate"] = RATES[method]
+    if "ema" not in given:
+        chosen["ema"] = 0.99 if chosen.get("steps", config.training.steps) < 2000 else 0.999
+    config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
+    training = config.training
+    kind, size = training.budget
+    length = f"{training.epochs:g} epochs" if training.epochs else f"{training.steps} steps"
+    how = f"chosen for {frames} frames: {', '.join(chosen)}" if chosen else "all as asked for"
+    lines.append(
+        f"{length} of {size} {kind}, learning rate {training.learning_rate:g}, average of the weights "
+        f"{training.ema or 'off'} ({how})"
+    )
+    if "loss" not in config.model_fields_set:
+        config = config.model_copy(update={"loss": _loss(train)})
+        lines.append(f"loss: {', '.join(LABEL[term] for term in config.loss.terms)}, which the frames have")
+    return config, lines
+
+
+def method_for(frames: int) -> Method:
+    """The method unless one is asked for."""
+    return "lora" if frames < FEW else "full"
+
+
+def steps_for(frames: int) -> int:
+    """Optimizer steps unless they are asked for: 10 frames 600, 100: 2000, 1,000: 6300, from 10,000 on 20000."""
+    return min(20_000, max(400, round(200 * frames**0.5, -2)))
+
+
+def _loss(train: Dataset) -> LossConfig:
+    coverage, usual = train.coverage, LossConfig()
+    weights = {"energy": usual.energy, "force": usual.force, "virial": (0.1, 1.0)}
+    values = {term: weight if coverage[LABEL[term]] else (0.0, 0.0) for term, weight in weights.items()}
+    if not any(coverage[LABEL[term]] for term in ("energy", "force")):
+        raise UserError(
+            "no training frame has energy or forces, so there is nothing to learn; name the keys of the labels"
+        )
+    return LossConfig(**values)

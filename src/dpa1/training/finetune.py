@@ -1,0 +1,307 @@
+"""Start a run from a trained model: what comes from it, what the new data change before the first step, what it forgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpa1.config.run import RunConfig
+from dpa1.data.dataset import Dataset, LevelledDataset, ListDataset, with_entry
+from dpa1.data.loader import Loader
+from dpa1.data.outliers import Dropped
+from dpa1.data.parts import Parts, open_data
+from dpa1.errors import UserError
+from dpa1.model.adapt import adapt, parents
+from dpa1.model.potential import Potential
+from dpa1.training import bias, defaults, finish
+from dpa1.training.distributed import World
+from dpa1.training.lowrank import MEANING, choose_parameters
+from dpa1.training.overlap import check_overlap
+from dpa1.training.prepare import Data, check, evaluation_loader, sample
+from dpa1.training.residual_bias import fit_shift
+
+NEW_LEVEL = "finetuned"
+MEASURED = 4  # with replay every fourth frame of the replay set is left out of training, to measure forgetting
+KEPT = ("licence", "card")  # of what a base says about itself
+
+
+@dataclass
+class Change:
+    """What a fine-tune changed, for tables and the report.
+
+    Attributes
+    ----------
+    base: name of the base.  method: what learned.  new: new element → element it started from.
+    before, after: part (valid, test) → errors of the base with its energy bias refitted, and of the finished model.
+    forgotten: errors on the base's replay set, before and after, both with the base's own energy bias; empty without one.
+    lines: the table of energy biases.
+    """
+
+    base: str
+    method: str
+    new: dict[str, str]
+    before: dict[str, dict[str, Any]] = field(default_factory=dict)
+    after: dict[str, dict[str, Any]] = field(default_factory=dict)
+    forgotten: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bias_table: str = ""
+
+
+class Finetune:
+    """One fine-tune, from its base to the comparison at the end; everything is checked when it is made.
+
+    Parameters
+    ----------
+    config: its ``finetune`` section names the base, which ``base`` is.
+
+    Attributes
+    ----------
+    config: the same with everything filled in.  data: the data of the run.  lines: sentences on what was chosen.
+
+    Raises
+    ------
+    UserError
+        wrong data; a level the base does not hold, or none named where it holds several; a model section that
+        contradicts the base; a replay set asked for that is not there; test frames that are training frames.
+    """
+
+    def __init__(self, config: RunConfig, base: Potential) -> None:
+        self.name, self.base = str(config.finetune.base), base
+        if base.tables is not None:
+            raise UserError(f"{self.name}: is tabulated; fine-tune the model it was made of")
+        self.source = _source_level(base, self.name, config.finetune.level)
+        _check_model(config, base, self.name)
+        if config.finetune.replay and not base.replay:
+            raise UserError(f"{self.name}: carries no replay set, so its data cannot be replayed; leave --replay out")
+        parts, config, lines = _open(config)
+        check_overlap(parts.train, parts.test, "test") if parts.test else None
+        if parts.valid is not None and isinstance(config.data.valid, tuple):
+            check_overlap(parts.train, parts.valid, "validation")
+        config, chosen = defaults.choose(config, parts.train)
+        own = config.model_copy(update={"model": config.model.model_copy(update={"elements": None})})
+        checked = check(own, parts, base.elements)
+        if len(checked.levels) > 1:
+            raise UserError(
+                f"the data hold the levels of theory {', '.join(checked.levels)}; fine-tune on one of them at a time"
+            )
+        self.levels, self.sources, self.target = self._levels(config, checked.levels[0])
+        self.new = parents(base, [s for s in checked.elements if s in _symbols(parts)])
+        replayed, self.measured = self._replay(config.finetune.replay)
+        self.data = self._data(checked, replayed)
+        self.config = config
+        method = config.finetune.method
+        assert method is not None
+        self.change = Change(self.name, method, self.new)
+        self.lines = [*self._said(), *lines, *chosen, f"{method}: {MEANING[method]}"]
+
+    def _levels(self, config: RunConfig, own: str) -> tuple[tuple[str, ...], tuple[int, ...], str]:
+        """Names of the model's levels, the base's level each is a copy of, and which of them the new data have."""
+        base, wanted = self.base, config.finetune.new_level
+        if not config.finetune.replay:
+            target = wanted or (own if own != "default" else base.levels[self.source])
+            return (target,), (self.source,), target
+        if wanted in base.levels:
+            raise UserError(
+                f"the base keeps its level of theory '{wanted}' for its replay set; give the new data another --new-level"
+            )
+        target = wanted or (own if own not in ("default", *base.levels) else NEW_LEVEL)
+        return (*base.levels, target), (*range(len(base.levels)), self.source), target
+
+    def _replay(self, share: float) -> tuple[Dataset | None, Dataset | None]:
+        """The frames of the replay set to train on, and those to measure forgetting with."""
+        frames = self.base.replay
+        if not frames:
+            return None, None
+        if not share:
+            return None, ListDataset(frames)
+        if len(frames) < 2:
+            raise UserError(
+                f"{self.name}: a replay set of one frame cannot be trained on and measured; leave --replay out"
+            )
+        numbers = np.arange(len(frames))
+        held = numbers % MEASURED == MEASURED - 1 if len(frames) >= MEASURED else numbers == len(frames) - 1
+        return (
+            ListDataset([f for f, h in zip(frames, held, strict=True) if not h]),
+            ListDataset([f for f, h in zip(frames, held, strict=True) if h]),
+        )
+
+    def _data(self, checked: Data, replayed: Dataset | None) -> Data:
+        train, valid, test = (
+            None if part is None else LevelledDataset(part, self.target)
+            for part in (checked.train, checked.valid, checked.test)
+        )
+        assert train is not None
+        whole: Dataset = train if replayed is None else with_entry(train, replayed, "replay set")
+        elements = (*self.base.elements, *(symbol for symbol in self.new if symbol not in self.base.elements))
+        return Data(whole, valid, test, elements, self.levels, checked.dropped)
+
+    def _said(self) -> list[str]:
+        base = self.base
+        said = [f"fine-tuning {self.name}: {len(base.elements)} elements, cutoff {base.cutoff:g} Å"]
+        if len(base.levels) > 1 or self.target != base.levels[self.source]:
+            said.append(f"level of theory: {self.target}, from the base's {base.levels[self.source]}")
+        if len(self.levels) == 1 and len(base.levels) > 1:
+            said.append("the base's other levels of theory are left out; --replay would keep them")
+        said += [f"new element {symbol} starts from {parent}" for symbol, parent in self.new.items()]
+        if self.measured is None:
+            said.append("the base carries no replay set, so what it forgets is not measured")
+        return said
+
+    def model(self) -> Potential:
+        """The base made ready for the new data."""
+        torch.manual_seed(self.config.seed)
+        potential = adapt(self.base, self.new, self.levels, self.sources)
+        kept = {key: self.base.info[key] for key in KEPT[:1] if key in self.base.info}
+        potential.info = {"trained_elements": potential.info["trained_elements"], **kept}
+        if len(self.levels) > 1:
+            potential.replay = self.base.replay
+        choose_parameters(potential, self.change.method, tuple(self.new))  # type: ignore[arg-type]
+        return potential
+
+    def isolated(self) -> list[dict[str, float]]:
+        """Per level the isolated atoms to hold exact; those of the base's own levels stay as they are."""
+        found = bias.isolated_energies(self.data.train, self.config, self.levels)
+        return [values if level == self.target else {} for level, values in zip(self.levels, found, strict=True)]
+
+    @torch.no_grad()
+    def refit(self, potential: Potential, train: Loader, pins: bias.Pins | None, world: World) -> str:
+        """Shift the energy bias of the new level by what the model leaves of the training energies. Returns the table."""
+        config, level, data = self.config, self.levels.index(self.target), self.data.train
+        title = "energy bias, refitted to the residuals of the model"
+        if pins:
+            pins.fold(potential)
+        given = bias.given_bias(config, self.levels)[level]
+        before = potential.energy_bias[level].cpu().numpy().copy()
+        for symbol, value in given.items():
+            if symbol not in potential.elements:
+                raise UserError(
+                    f"'training.energy_bias': {symbol} is no element of the model; it has {', '.join(potential.elements)}"
+                )
+            potential.energy_bias[level, potential.elements.index(symbol)] = value
+        chosen = bias.frames_of_level(data, self.levels, level)
+        chosen = chosen[np.isfinite(data.table.energy[chosen])]
+        if not len(chosen):
+            return f"{title}: no training frame has an energy, so it stays as it is"
+        places = sample(data.subset(chosen), config.training.statistics_frames, config.seed, bias.SAMPLE_ATOMS)
+        counts, residuals = bias.residuals(potential, data, chosen[places], train, world)
+        held = dict.fromkeys([*(pins.symbols[level] if pins else ()), *given], 0.0)
+        found = fit_shift(counts, residuals, potential.elements, before, held, tuple(self.new))
+        potential.energy_bias[level] += torch.from_numpy(found.shift).to(potential.energy_bias)
+        return f"{title}\n{found.table()}"
+
+    def begin(self, potential: Potential, train: Loader, pins: bias.Pins | None, world: World,
+              valid: tuple[Loader, list[np.ndarray]] | None) -> str:  # fmt: skip
+        """Before the first step: refit the bias, measure the base. Returns what to say."""
+        self.change.bias_table = self.refit(potential, train, pins, world)
+        self.change.before = finish.evaluate_parts(potential, self.data, self.config, world, valid)
+        if self.measured is not None:
+            original = adapt(self.base, self.new, self.base.levels, range(len(self.base.levels))).to(world.device)
+            self.change.forgotten["before"] = self._on_replay(original, world)
+        return self.change.bias_table
+
+    def end(self, potential: Potential, errors: dict[str, dict[str, Any]], world: World) -> str:
+        """After the last step: what changed on the new data and on the replay set. Returns a table."""
+        self.change.after = errors
+        if self.measured is not None:
+            self.change.forgotten["after"] = self._on_replay(self._as_base(potential).to(world.device), world)
+        return table(self.change)
+
+    def summary(self) -> dict[str, Any]:
+        """What the model file says of it."""
+        kinds = ("energy_rmse", "force_rmse", "virial_rmse", "n_frames")
+        forgotten = {
+            when: {key: errors[key] for key in kinds if errors[key] == errors[key]}
+            for when, errors in self.change.forgotten.items()
+        }
+        return {
+            "base": self.name,
+            "base_level": self.base.levels[self.source],
+            "method": self.change.method,
+            "new_elements": self.new,
+            "replay": self.config.finetune.replay,
+            "replay_errors": forgotten,
+        }
+
+    def _as_base(self, potential: Potential) -> Potential:
+        """The model as the base's levels see it: its networks, with the base's energy bias where it has none for them."""
+        if len(self.levels) > 1:
+            return potential
+        whole = adapt(self.base, self.new, self.base.levels, range(len(self.base.levels)))
+        whole.descriptor.load_state_dict(potential.descriptor.state_dict())
+        heads = [whole.fitting, *whole.level_fittings]
+        heads[self.source if len(heads) > 1 else 0].load_state_dict(potential.fitting.state_dict())
+        return whole
+
+    def _on_replay(self, potential: Potential, world: World) -> dict[str, Any]:
+        assert self.measured is not None
+        return finish.measure_errors(potential, evaluation_loader(self.measured, self.config, potential, world), world)
+
+
+def table(change: Change) -> str:
+    """Errors before and after, in meV and Å."""
+    rows: list[tuple[str, str, dict[str, Any]]] = []
+    for part, title in (("valid", "validation"), ("test", "test")):
+        if change.after.get(part):
+            rows += [(title, "base, bias refitted", change.before[part]), ("", "fine-tuned", change.after[part])]
+    if change.forgotten:
+        rows += [("replay set", "base", change.forgotten["before"]), ("", "fine-tuned", change.forgotten["after"])]
+    if not rows:
+        return "before and after: not measured, since there are no validation or test data"
+    shown = (("energy", "meV/atom"), ("force", "meV/Å"), ("virial", "meV/atom"))
+    lines = [f"{'RMSE':<12}{'':<22}{'frames':>8}" + "".join(f"{q + ' ' + unit:>18}" for q, unit in shown)]
+    for title, who, errors in rows:
+        cells = "".join(f"{_cell(errors[f'{q}_rmse']):>18}" for q, _ in shown)
+        lines.append(f"{title:<12}{who:<22}{errors['n_frames']:>8}{cells}")
+    if change.forgotten:
+        lines.append("replay set: frames the base was trained on, with the base's energy bias")
+    return "\n".join(lines)
+
+
+def _cell(value: float) -> str:
+    return "–" if value != value else f"{1e3 * value:.4g}"
+
+
+def _source_level(base: Potential, name: str, level: str | None) -> int:
+    try:
+        return base.level_index(level)
+    except UserError:
+        if level is not None:
+            raise
+    raise UserError(
+        f"{name}: holds several levels of theory ({', '.join(base.levels)}); name the one that is nearest to the new data "
+        f"with --level, e.g. --level {base.levels[0]}"
+    )
+
+
+def _check_model(config: RunConfig, base: Potential, name: str) -> None:
+    """Whatever the model section says must be what the base is."""
+    for key in sorted(config.model.model_fields_set - {"elements", "size"}):
+        value, own = getattr(config.model, key), getattr(base.config, key)
+        if value is not None and value != own:
+            raise UserError(
+                f"'model.{key}' is {value}, but the base {name} has {own}; drop the key, or use another base"
+            )
+    missing = [symbol for symbol in base.elements if symbol not in (config.model.elements or base.elements)]
+    if missing:
+        raise UserError(f"'model.elements' lacks {', '.join(missing)} of the base {name}; drop the key")
+
+
+def _open(config: RunConfig) -> tuple[Parts, RunConfig, list[str]]:
+    """The data, with a part held out for validation where nothing is said about it and the frames suffice."""
+    if "valid" in config.data.model_fields_set:
+        return open_data(config.data, config.seed), config, []
+    none = config.model_copy(update={"data": config.data.model_copy(update={"valid": None})})
+    parts = open_data(none.data, config.seed)
+    dropped: list[Dropped] = parts.dropped
+    config, line = defaults.hold_out(config, len(parts.train))
+    if isinstance(config.data.valid, float):
+        train, valid = parts.train.split(config.data.valid, config.seed)
+        parts = Parts(train, valid, parts.test, dropped)
+    return parts, config, [line]
+
+
+def _symbols(parts: Parts) -> Sequence[str]:
+    return [symbol for part in (parts.train, parts.valid, parts.test) if part is not None for symbol in part.elements]

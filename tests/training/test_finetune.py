@@ -1,0 +1,270 @@
+"""Fine-tuning: what comes from the base, what learns, new elements, energy bias, replay and forgetting."""
+
+import numpy as np
+import pytest
+import torch
+from ase.io import write
+
+import dpa1
+from dpa1.batch import make_batch
+from dpa1.config.model import ModelConfig
+from dpa1.data.read import read
+from dpa1.errors import UserError
+from dpa1.frames import from_ase
+from dpa1.model.adapt import adapt, parents
+from dpa1.model.file import load_model, save_model, version_of
+from dpa1.model.potential import Potential
+from dpa1.model.replay import attach_replay
+from dpa1.training.residual_bias import fit_shift
+from tests.training.toy import MODEL, emt_frames
+
+QUICK = {"training": {"threads": 1, "device": "cpu", "batch_frames": 2}}
+
+
+def small(levels=("emt",), elements=("Al", "Cu"), seed=0, **options):
+    torch.manual_seed(seed)
+    potential = Potential(ModelConfig(**{**MODEL, **options}, elements=elements, mean_neighbors=18), levels)
+    potential.energy_bias += torch.arange(len(elements), dtype=torch.float64) + 1.0
+    return potential
+
+
+def frames_of(n, seed=0, elements=("Cu", "Al"), level=None):
+    return [
+        from_ase(a, source="emt", index=k).replace(level=level) for k, a in enumerate(emt_frames(n, seed, elements))
+    ]
+
+
+@pytest.fixture
+def base(tmp_path):
+    potential = small()
+    attach_replay(potential, frames_of(8, seed=7))
+    save_model(potential, tmp_path / "base.dpa1")
+    return tmp_path / "base.dpa1"
+
+
+@pytest.fixture
+def data(tmp_path):
+    write(tmp_path / "new.xyz", emt_frames(12))
+    write(tmp_path / "test.xyz", emt_frames(4, seed=9))
+    return tmp_path / "new.xyz"
+
+
+def tune(base, data, tmp_path, **options):
+    options = {"steps": 6, "config": QUICK, "quiet": True, "output": tmp_path / "out", **options}
+    result = dpa1.finetune(base, data, **options)
+    return result, load_model(result.model)
+
+
+def energies(potential, frames, level=None):
+    return potential.predict(make_batch(frames, potential.cutoff), level=level)["energy"].numpy()
+
+
+@pytest.mark.parametrize("electron_configuration", [False, True])
+@pytest.mark.parametrize("type_embedding", [2, 3, 4, 6])
+def test_an_adapted_model_says_what_the_base_says(type_embedding, electron_configuration):
+    """Also where the widths make the type-embedding layer add an identity, to the base or to the larger model."""
+    old = small(("a", "b"), type_embedding=type_embedding, fitting_per_level=True, type_embedding_bias=True, precision="float64",
+                electron_configuration=electron_configuration)  # fmt: skip
+    with torch.no_grad():
+        old.level_fittings[0].output.weight.mul_(2.0)
+        old.energy_bias[1] += 5.0
+    new = adapt(old, {"Ag": "Cu"}, ("b", "a", "c"), (1, 0, 1))
+    frames = frames_of(3)
+    for level, of in (("b", "b"), ("a", "a"), ("c", "b")):
+        np.testing.assert_allclose(energies(new, frames, level), energies(old, frames, of), rtol=1e-6)
+    if not electron_configuration:
+        silver = [f.replace(numbers=np.where(f.numbers == 29, 47, f.numbers)) for f in frames]
+        np.testing.assert_allclose(energies(new, silver, "a"), energies(old, frames, "a"), rtol=1e-6)
+    assert new.elements == ("Al", "Cu", "Ag")
+
+
+def test_the_nearest_trained_element_is_the_parent():
+    potential = small(elements=("H", "O", "Na", "S", "Cu", "La"))
+    assert parents(potential, ["O", "K", "Se", "Ag", "Ce"]) == {"K": "Na", "Se": "S", "Ag": "Cu", "Ce": "La"}
+    potential.info["trained_elements"] = ["H", "Cu"]
+    assert parents(potential, ["O", "H"]) == {"O": "Cu"} or parents(potential, ["O", "H"]) == {"O": "H"}
+
+
+def learned(base, tuned):
+    """Which groups of tensors differ."""
+    old, new = load_model(base).state_dict(), tuned.state_dict()
+    assert set(old) == set(new)
+    groups = {}
+    for name in old:
+        group = name.split(".")[1] if name.startswith("descriptor") else name.split(".")[0]
+        groups[group] = groups.get(group, False) or not torch.equal(old[name], new[name])
+    return {group for group, differs in groups.items() if differs}
+
+
+@pytest.mark.parametrize(
+    ("method", "groups"),
+    [
+        ("full", {"type_embedding", "embedding", "attention", "fitting", "energy_bias"}),
+        ("freeze", {"attention", "fitting", "energy_bias"}),
+        ("heads", {"fitting", "energy_bias"}),
+        ("lora", {"attention", "fitting", "energy_bias"}),
+    ],
+)
+def test_each_method_changes_what_it_says(base, data, tmp_path, method, groups):
+    _, tuned = tune(base, data, tmp_path, method=method)
+    assert learned(base, tuned) == groups
+    assert tuned.levels == ("emt",)
+    assert tuned.config == load_model(base).config
+
+
+def test_lora_updates_have_low_rank(base, data, tmp_path):
+    config = {**QUICK, "finetune": {"rank": 2}}
+    _, tuned = tune(base, data, tmp_path, method="lora", config=config)
+    old, new = load_model(base).state_dict(), tuned.state_dict()
+    change = (new["fitting.hidden.layers.1.weight"] - old["fitting.hidden.layers.1.weight"]).double()
+    values = torch.linalg.svdvals(change)
+    assert values[0] > 1e-4
+    assert values[2] < 1e-3 * values[0]
+
+
+def test_a_lora_run_resumes_exactly(base, data, tmp_path):
+    whole, _ = tune(
+        base,
+        data,
+        tmp_path,
+        method="lora",
+        steps=6,
+        output=tmp_path / "whole",
+        config={**QUICK, "finetune": {"rank": 2}},
+    )
+    part, _ = tune(base, data, tmp_path, method="lora", steps=6, output=tmp_path / "part",
+                   config={"training": {**QUICK["training"], "checkpoint_every": 3, "keep_checkpoints": 5}, "finetune": {"rank": 2}})  # fmt: skip
+    for path in (part.folder / "checkpoints").glob("step-*6.ckpt"):
+        path.unlink()
+    again = dpa1.train(part.folder / "config.yaml", resume=True, quiet=True)
+    a, b = load_model(whole.model).state_dict(), load_model(again.model).state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("method", ["full", "heads", "lora"])
+def test_a_new_element_is_added_and_learns(base, tmp_path, method):
+    write(tmp_path / "silver.xyz", emt_frames(6, elements=("Ag", "Cu")))
+    result, tuned = tune(base, tmp_path / "silver.xyz", tmp_path, method=method)
+    assert tuned.elements == ("Al", "Cu", "Ag")
+    assert "new element Ag starts from Cu" in (result.folder / "train.log").read_text()
+    old, new = load_model(base).descriptor.type_embedding(), tuned.descriptor.type_embedding()
+    assert not torch.allclose(new[2], old[1], atol=1e-5)
+    if method != "full":
+        torch.testing.assert_close(new[:2], old)
+    assert "Ag" in tuned.trained_elements
+
+
+def test_energies_of_another_origin_are_met_by_the_bias(base, tmp_path):
+    frames = emt_frames(12)
+    for atoms in frames:
+        atoms.calc.results["energy"] += sum({"Cu": -100.0, "Al": 30.0}[s] for s in atoms.symbols)
+    write(tmp_path / "new.xyz", frames)
+    result, tuned = tune(base, tmp_path / "new.xyz", tmp_path, steps=1)
+    old = load_model(base)
+    shift = (tuned.energy_bias - old.energy_bias)[0]
+    assert shift[1] - shift[0] == pytest.approx(-130.0, abs=15)
+    text = (result.folder / "train.log").read_text()
+    assert "rank 2 of 2" in text
+    assert "determined" in text
+    assert dpa1.evaluate(tuned, read(tmp_path / "new.xyz"))["energy_rmse"] < 3.0
+
+
+def test_what_the_frames_leave_open_stays_with_the_base():
+    counts = np.array([[4.0, 2.0], [8.0, 4.0]])
+    found = fit_shift(counts, counts @ [0.3, 0.3], ("H", "O"), np.array([1.0, 2.0]), {})
+    assert found.fit.rank == 1
+    np.testing.assert_allclose(counts @ found.shift, counts @ [0.3, 0.3], rtol=1e-6)
+    assert abs(found.shift @ [-1, 2]) < 1e-6  # nothing along the direction without data
+    assert "not determined separately: H, O" in found.table()
+
+
+def test_fewer_frames_than_elements_is_said(tmp_path, base):
+    write(tmp_path / "one.xyz", emt_frames(1))
+    result, _ = tune(base, tmp_path / "one.xyz", tmp_path)
+    text = (result.folder / "train.log").read_text()
+    assert "fewer frames (1) than elements (2)" in text
+    assert "too few to hold any out" in text
+
+
+def test_forgetting_is_measured_and_reported(base, data, tmp_path):
+    result, tuned = tune(base, data, tmp_path, test=tmp_path / "test.xyz")
+    text = (result.folder / "train.log").read_text()
+    before = dpa1.evaluate(load_model(base), load_model(base).replay)
+    line = next(line for line in text.splitlines() if "replay set  " in line)
+    assert f"{1e3 * before['force_rmse']:.4g}" in line
+    page = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert "Before and after" in page
+    assert "Forgetting" in page
+    assert tuned.info["finetuned"]["replay_errors"]["after"]["force_rmse"] > 0
+    assert not tuned.replay
+
+
+def test_replay_keeps_the_old_level(base, data, tmp_path):
+    _, tuned = tune(base, data, tmp_path, replay=0.5, steps=10)
+    assert tuned.levels == ("emt", "finetuned")
+    old = load_model(base)
+    torch.testing.assert_close(tuned.energy_bias[0], old.energy_bias[0])
+    assert not torch.equal(tuned.energy_bias[1], old.energy_bias[0])
+    assert len(tuned.replay) == len(old.replay)
+    assert tuned.info["finetuned"]["replay_errors"]["before"]["n_frames"] == 2
+
+
+def test_a_replay_set_travels_in_the_file(tmp_path):
+    potential = small(("a", "b"))
+    frames = frames_of(3, level="b")
+    frames[1] = frames[1].replace(virial=None, forces=None)
+    attach_replay(potential, frames)
+    assert version_of(potential) == 3
+    save_model(potential, tmp_path / "m.dpa1")
+    found = load_model(tmp_path / "m.dpa1").replay
+    for old, new in zip(frames, found, strict=True):
+        assert new.level == "b"
+        assert new.energy == old.energy
+        np.testing.assert_allclose(new.positions, old.positions, atol=1e-6)
+        np.testing.assert_allclose(new.cell, old.cell, atol=1e-6)
+    assert found[1].forces is None
+    np.testing.assert_allclose(found[2].virial, frames[2].virial, atol=1e-5)
+    potential.replay = ()
+    assert version_of(potential) == 1
+
+
+def refused(*words, **options):
+    with pytest.raises(UserError) as error:
+        dpa1.finetune(**{"config": QUICK, "quiet": True, **options})
+    for word in words:
+        assert word in str(error.value), str(error.value)
+    assert not (options["output"] / "config.yaml").exists()
+
+
+def test_bad_input(base, data, tmp_path):
+    given = {"base": base, "data": data, "output": tmp_path / "out"}
+    refused("unknown level of theory 'pbx'", "emt", **{**given, "level": "pbx"})
+    refused("'model.cutoff' is 5.0", "has 4.0", **{**given, "config": {"model": {"cutoff": 5.0}}})
+    both = [*emt_frames(3, seed=9), emt_frames(2)[1]]
+    both[3].positions += 1.0
+    write(tmp_path / "both.xyz", both)
+    refused("1 of 4 test frames", "both.xyz, frame 3 =", "new.xyz, frame 1", **{**given, "test": tmp_path / "both.xyz"})
+    refused("1 of 4 validation frames", **{**given, "valid": tmp_path / "both.xyz"})
+    save_model(small(("pbe", "r2scan")), tmp_path / "two.dpa1")
+    refused("pbe, r2scan", "--level", **{**given, "base": tmp_path / "two.dpa1"})
+    save_model(small(), tmp_path / "bare.dpa1")
+    refused("carries no replay set", **{**given, "base": tmp_path / "bare.dpa1", "replay": 0.2})
+    refused("keeps its level of theory 'emt'", **{**given, "new_level": "emt", "replay": 0.2})
+    save_model(small(exclude_elements=("Cu",)), tmp_path / "without.dpa1")
+    refused("leaves Cu out of its energy", **{**given, "base": tmp_path / "without.dpa1"})
+    refused("method", **{**given, "method": "most"})
+    refused("no such file", **{**given, "base": tmp_path / "none.dpa1"})
+
+
+def test_defaults_follow_the_amount_of_data(base, tmp_path):
+    write(tmp_path / "many.xyz", emt_frames(40))
+    result, _ = tune(base, tmp_path / "many.xyz", tmp_path)
+    text = (result.folder / "train.log").read_text()
+    assert "method: full, because 36 training frames are enough" in text
+    assert result.valid["n_frames"] == 4
+
+
+def test_nothing_is_overwritten(base, data, tmp_path):
+    tune(base, data, tmp_path)
+    with pytest.raises(UserError, match="already holds a run"):
+        tune(base, data, tmp_path)
