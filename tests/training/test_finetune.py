@@ -178,6 +178,15 @@ def test_what_the_frames_leave_open_stays_with_the_base():
     assert "not determined separately: H, O" in found.table()
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.05, 1.0])
+def test_what_the_frames_determine_is_met_however_noisy_they_are(noise):
+    rng = np.random.default_rng(0)
+    counts = rng.integers(20, 60, (23, 1)).astype(float)
+    per_atom = -0.35 + noise * rng.normal(size=23)
+    found = fit_shift(counts, per_atom * counts[:, 0], ("Ge",), np.zeros(1), {})
+    assert found.shift[0] == pytest.approx(per_atom.mean(), rel=2e-3)
+
+
 def test_fewer_frames_than_elements_is_said(tmp_path, base):
     write(tmp_path / "one.xyz", emt_frames(1))
     result, _ = tune(base, tmp_path / "one.xyz", tmp_path)

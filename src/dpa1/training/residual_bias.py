@@ -10,7 +10,7 @@ import numpy as np
 from dpa1.data.composition import CompositionFit, fit_composition
 
 LEAST_RIDGE = 1e-10  # relative to the mean diagonal: decides only what the frames leave open
-ROUNDS = 5
+MOST_RIDGE = 1e-3  # beyond it, what the frames do determine would shrink
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,8 @@ def fit_shift(
 ) -> BiasShift:
     """Ridge regression of residuals on composition, towards no shift.
 
-    Minimises Σ_f ((r_f − Σ_e n_fe s_e)/n_f)² + λ Σ_e s_e². λ follows from the data, as noise over size of the shift
-    (the fixed point of MacKay's evidence procedure, Neural Comput. 4, 415, 1992, without counting parameters);
-    where the frames say nothing the shift is zero.
+    Minimises Σ_f ((r_f − Σ_e n_fe s_e)/n_f)² + λ Σ_e s_e². λ is the noise over the size of the shifts, both of the fit without it, and small at any rate:
+    it decides what the frames hardly determine; where they say nothing the shift is zero.
 
     Parameters
     ----------
@@ -88,11 +87,9 @@ def fit_shift(
         rest = target - share[:, held] @ shift[held]
         normal, right = share[:, free].T @ share[:, free], share[:, free].T @ rest
         scale = np.trace(normal) / len(free)
-        for _ in range(ROUNDS):
-            shift[free] = np.linalg.solve(normal + ridge * scale * np.eye(len(free)), right)
-            noise = ((rest - share[:, free] @ shift[free]) ** 2).sum() / max(1, len(rest) - fit.rank)
-            size = max((shift[free] ** 2).mean(), 1e-12)
-            ridge = max(LEAST_RIDGE, float(noise / size / scale))
+        shift[free] = np.linalg.solve(normal + ridge * scale * np.eye(len(free)), right)
+        noise = ((rest - share[:, free] @ shift[free]) ** 2).sum() / max(1, len(rest) - fit.rank)
+        ridge = float(np.clip(noise / max((shift[free] ** 2).mean(), 1e-12) / scale, LEAST_RIDGE, MOST_RIDGE))
         shift[free] = np.linalg.solve(normal + ridge * scale * np.eye(len(free)), right)
     rms = float(np.sqrt(((target - share @ shift) ** 2).mean()))
     return BiasShift(tuple(elements), before, shift, fit, ridge, rms, tuple(new))
