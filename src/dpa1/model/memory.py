@@ -29,6 +29,7 @@ UNCHECKED = 256 << 20  # a block of fewer bytes is not worth asking the system w
 LEAST_SLOTS = (
     2000  # tried however little seems free: the system's figure leaves out what the process holds and can reuse
 )
+LAYER_FREE = 6  # times as many slots without attention, whose operations are short and keep little
 GPU_SLOTS = 4_000_000  # slots of one block on a GPU, whose speed wants large blocks
 _EXHAUSTED = re.compile(r"out of memory|can't allocate|cannot allocate|bad_alloc|alloc_cpu|failed to allocate", re.I)
 
@@ -43,8 +44,15 @@ def slot_bytes(config: ModelConfig, dtype: torch.dtype, neighbors: float) -> int
 def block_slots(
     config: ModelConfig, dtype: torch.dtype, n_atoms: int, n_pairs: int, device: torch.device, most: int
 ) -> int:
-    """Slots to evaluate at once: ``most`` on a CPU (and many more on a GPU), or what fits into half the free memory."""
-    most = even_slots(n_pairs, most) if device.type == "cpu" else max(most, GPU_SLOTS)
+    """Slots to evaluate at once, or what fits into half the free memory.
+
+    ``most`` holds for attention in float64 on a CPU; float32 takes twice as many, and a GPU far more.
+    """
+    if device.type == "cpu":
+        wide = most * 8 // dtype.itemsize
+        most = even_slots(n_pairs, wide if config.attention_layers else LAYER_FREE * wide)
+    else:
+        most = max(most, GPU_SLOTS)
     each = slot_bytes(config, dtype, n_pairs / max(n_atoms, 1))
     if min(most, n_pairs) * each < UNCHECKED:
         return most
