@@ -37,12 +37,13 @@ def config_file(tmp_path, name, **training):
     return path
 
 
-def wait_for_checkpoint(process, folder):
+def wait_for_checkpoint(process, folder, step=0):
+    """Until there is one of this step or a later one."""
     deadline = time.monotonic() + 120
-    while not checkpoints(folder / "checkpoints"):
+    while not any(int(path.stem.rpartition("-")[2]) >= step for path in checkpoints(folder / "checkpoints")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.002)
 
 
 def rows(folder):
@@ -52,8 +53,7 @@ def rows(folder):
 
 def test_sigkill_at_a_random_moment_then_resume_is_bitwise(tmp_path):
     process = start(config_file(tmp_path, "killed"))
-    wait_for_checkpoint(process, tmp_path / "killed")
-    time.sleep(random.uniform(0.0, 1.0))
+    wait_for_checkpoint(process, tmp_path / "killed", random.randint(1, 90))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     step = read_checkpoint(latest(tmp_path / "killed/checkpoints"))[0]["step"]
