@@ -91,6 +91,7 @@ def self_check(device: str) -> dict[str, Any]:
     from dpa1.config.model import ModelConfig
     from dpa1.kernels import dispatch
     from dpa1.model.potential import Potential
+    from dpa1.simulate.step import report as fixed_steps
 
     begun = time.perf_counter()
     with torch.random.fork_rng():
@@ -109,7 +110,7 @@ def self_check(device: str) -> dict[str, Any]:
         energies.append(exact.get_potential_energy(moved))
     numerical = (8 * (energies[2] - energies[1]) - (energies[3] - energies[0])) / (-12 * step)
     error = abs(numerical - forces[atom, 0])
-    paths = dispatch.report(device)
+    paths = [*dispatch.report(device), *fixed_steps(device)]
     single_error = float(np.abs(single - forces).max())
     return {
         "force_error": float(error),

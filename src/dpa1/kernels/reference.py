@@ -116,7 +116,9 @@ def environment(
     vectors (N, K, 3) Å float64, distances are formed in it; mask (N, K): an empty slot sits exactly at the cutoff, where
     every weight is zero and every derivative finite.
     """
-    placed = torch.where(mask.unsqueeze(-1), vectors, vectors.new_tensor([cutoff, 0.0, 0.0]))
+    # Filled on the device: a number sent there could not be part of a CUDA graph.
+    edge = functional.pad(vectors.new_full((1,), cutoff), (0, 2))
+    placed = torch.where(mask.unsqueeze(-1), vectors, edge)
     distance = torch.linalg.vector_norm(placed, dim=-1)
     direction = (placed / distance.unsqueeze(-1)).to(dtype)
     placed, distance = placed.to(dtype), distance.to(dtype)

@@ -18,6 +18,7 @@ from torch.nn import functional
 DEGREE = 5
 ORDER = DEGREE + 1
 CHUNK_ELEMENTS = 131_072  # of one block of values: stays in the processor's cache
+GPU_ELEMENTS = 1 << 28  # the same on a GPU, where a block only bounds memory
 
 
 def supports(place: Tensor, row: Tensor, tables: Sequence[Tensor]) -> bool:
@@ -46,11 +47,18 @@ def _polynomials() -> np.ndarray:
     return np.stack(out)
 
 
+@cache
+def _coefficients(derivative: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Those of ``_polynomials``, sent to a device once: within a CUDA graph nothing can be."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(_polynomials()[derivative]).to(device, dtype)
+
+
 def _weights(derivative: int, place: Tensor) -> Tensor:
     """(P, 6) derivatives of the six weights at ``place`` (P,)."""
     if derivative > DEGREE:
         return place.new_zeros(len(place), ORDER)
-    coefficients = torch.from_numpy(_polynomials()[derivative]).to(place)
+    coefficients = _coefficients(derivative, place.dtype, place.device)
     t = place - 0.5
     powers = [torch.ones_like(t), t]
     while len(powers) < ORDER - derivative:
@@ -68,8 +76,8 @@ def _bag(rows: Tensor, table: Tensor, weights: Tensor) -> Tensor:
     return functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
 
 
-def _chunks(places: int, width: int) -> Iterator[slice]:
-    size = max(64, CHUNK_ELEMENTS // max(width, 1))
+def _chunks(places: int, width: int, device: torch.device) -> Iterator[slice]:
+    size = max(64, (CHUNK_ELEMENTS if device.type == "cpu" else GPU_ELEMENTS) // max(width, 1))
     for start in range(0, places, size):
         yield slice(start, start + size)
 
@@ -84,7 +92,7 @@ class _Values(torch.autograd.Function):
         rows, weights = _rows(row), _weights(derivative, place)
         out = tuple(place.new_empty(len(place), table.shape[1]) for table in tables)
         for value, table in zip(out, tables, strict=True):
-            for c in _chunks(len(place), table.shape[1]):
+            for c in _chunks(len(place), table.shape[1], place.device):
                 value[c] = _bag(rows[c], table, weights[c])
         return out
 
@@ -106,7 +114,7 @@ class _Slope(torch.autograd.Function):
         rows, weights = _rows(row), _weights(derivative, place)
         out = torch.zeros_like(place)
         for grad, table in zip(grads, tables, strict=True):
-            for c in _chunks(len(place), table.shape[1]):
+            for c in _chunks(len(place), table.shape[1], place.device):
                 out[c] += torch.linalg.vecdot(_bag(rows[c], table, weights[c]), grad[c])
         return out
 

@@ -2,6 +2,9 @@
 
 Autograd tells an operation only which inputs could have a gradient. A force needs none of the weights', the gradient of
 a force loss none of the positions'; computing them all the same would double the matrix products of a training step.
+
+What is wanted holds for one thread. Autograd differentiates what lies on a GPU in threads of its own, which would not know:
+inside, it works in the caller's.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 
 class _State(threading.local):
@@ -34,7 +39,8 @@ def geometry_only() -> Iterator[None]:
     """Inside, derivatives are taken with respect to positions (or what depends on them), never to weights."""
     before, _state.parameters = _state.parameters, False
     try:
-        yield
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
     finally:
         _state.parameters = before
 
@@ -44,6 +50,7 @@ def parameters_only() -> Iterator[None]:
     """Inside, derivatives are taken with respect to weights, never to positions."""
     before, _state.geometry = _state.geometry, False
     try:
-        yield
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
     finally:
         _state.geometry = before

@@ -32,7 +32,7 @@ from dpa1.model import memory
 from dpa1.model.descriptor import Descriptor
 from dpa1.model.initial import spread_radial_steps
 from dpa1.model.networks import FittingNet
-from dpa1.model.rows import RowPlan, make_rows, plan_rows
+from dpa1.model.rows import RowPlan, Rows, make_rows, plan_rows
 from dpa1.model.slots import deepmd_order
 from dpa1.model.tabulable import Tabulable
 
@@ -70,6 +70,7 @@ class Potential(Tabulable):
 
     energy_bias: Tensor
     _type_of: Tensor
+    _counted: Tensor
     _visible_pairs: Tensor
     _listed_pairs: Tensor
 
@@ -100,6 +101,8 @@ class Potential(Tabulable):
         for index, symbol in enumerate(self.elements):
             lookup[atomic_numbers[symbol]] = index
         self.register_buffer("_type_of", lookup, persistent=False)
+        counted = torch.tensor([symbol not in config.exclude_elements for symbol in self.elements])
+        self.register_buffer("_counted", counted, persistent=False)
         self._hides_types = self._register_pairs("_visible_pairs", config.exclude_pairs)
         self._hides_pairs = self._register_pairs("_listed_pairs", config.exclude_model_pairs)
         self.set_precision(config.precision, config.fitting_precision or config.precision)
@@ -253,13 +256,15 @@ class Potential(Tabulable):
         """Atomic energies (n,) eV float64 and descriptors (n, D) of one block of centre atoms."""
         visible = self._visible_pairs if self._hides_types else None
         rows = make_rows(plan, vectors, view.types, neighbor, view.first_type, visible, self.config, self.dtype)
+        return self.energies(rows, level if isinstance(level, int) else level[plan.atoms])
+
+    def energies(self, rows: Rows, level: Level) -> tuple[Tensor, Tensor]:
+        """Atomic energies (n,) eV float64 and descriptors (n, D) of rows at one level, or each at its own (n,)."""
         descriptor = self.descriptor(rows)
-        index = level if isinstance(level, int) else level[plan.atoms]
-        energy = self._fit(descriptor.to(self.fitting.output.weight.dtype), index).double()
-        energy = energy + self.energy_bias[index, rows.centre_type]
+        energy = self._fit(descriptor.to(self.fitting.output.weight.dtype), level).double()
+        energy = energy + self.energy_bias[level, rows.centre_type]
         if self.config.exclude_elements:
-            kept = [symbol not in self.config.exclude_elements for symbol in self.elements]
-            energy = torch.where(torch.tensor(kept, device=energy.device)[rows.centre_type], energy, 0.0)
+            energy = torch.where(self._counted[rows.centre_type], energy, 0.0)
         return energy, descriptor
 
     def _fit(self, descriptor: Tensor, level: Level) -> Tensor:

@@ -92,23 +92,37 @@ def make_rows(
     vectors (P, 3) Å float64; types (N,); neighbor (P,); first_type (N,); visible (E, E) bool or None.
     """
     neighbor_type = types[neighbor[plan.pairs]] if len(neighbor) else plan.pairs
-    centre_type = types[plan.atoms]
-    mask = plan.mask
+    gathered = vectors[plan.pairs] if len(vectors) else vectors.new_zeros(*plan.pairs.shape, 3)
+    centre_type, first = types[plan.atoms], first_type[plan.atoms]
+    return rows_of(gathered, plan.mask, centre_type, neighbor_type, first, visible, config, dtype)
+
+
+def rows_of(
+    vectors: Tensor,
+    filled: Tensor,
+    centre_type: Tensor,
+    neighbor_type: Tensor,
+    first_type: Tensor,
+    visible: Tensor | None,
+    config: ModelConfig,
+    dtype: torch.dtype,
+) -> Rows:
+    """The block from what is in its slots: vectors (n, K, 3) Å float64, filled (n, K), the rest as in ``Rows``."""
+    mask = filled
     if visible is not None:
         mask = mask & visible[centre_type.unsqueeze(1), neighbor_type]
-    gathered = vectors[plan.pairs] if len(vectors) else vectors.new_zeros(*plan.pairs.shape, 3)
     weight, environment, direction = dispatch.environment(
-        gathered, mask, dtype, config.switch_start, config.cutoff, config.environment_protection
+        vectors, mask, dtype, config.switch_start, config.cutoff, config.environment_protection
     )
     slots = float(config.sel or 0)
     return Rows(
         centre_type=centre_type,
         neighbor_type=neighbor_type,
-        first_type=first_type[plan.atoms],
+        first_type=first_type,
         mask=mask,
         weight=weight,
         environment=environment,
         direction=direction,
         empty_slots=(slots - mask.sum(-1)).to(dtype),
-        unfilled_slots=(slots - plan.mask.sum(-1)).to(dtype),
+        unfilled_slots=(slots - filled.sum(-1)).to(dtype),
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,7 @@ class Tables:
     def __init__(self, max_force_error: float) -> None:
         self.max_force_error = max_force_error
         self.reports: list[TableReport] = []
+        self._all_inside = False
         self.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tables:
@@ -149,6 +151,15 @@ class Tables:
         self.reports.append(built.report)
         log.info("%s", built.report)
 
+    @contextmanager
+    def all_inside(self) -> Iterator[None]:
+        """Inside, no pair is closer than ``R_MIN``, as the caller vouches: nothing has to wait for the device to tell."""
+        self._all_inside = True
+        try:
+            yield
+        finally:
+            self._all_inside = False
+
     def lookup(self, radial: Tensor, pair: Tensor, exact: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """All tabulated quantities: radial, pair (n, K) → each (n, K, C).
 
@@ -161,7 +172,7 @@ class Tables:
             outside = (x < 0) | (x >= cells)
             cell = torch.minimum(x.floor().clamp_(min=0), cells - 1)
             row = self.grid.row[pair] + cell.long()
-            far = bool(outside.any())
+            far = not self._all_inside and bool(outside.any())
         place = x - cell
         if far:
             place = place.masked_fill(outside, 0.5)

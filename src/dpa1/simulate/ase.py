@@ -11,13 +11,14 @@ from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedErr
 
 from dpa1.errors import RunError
 from dpa1.frames import matrix_to_voigt
+from dpa1.model.fixed import Answer
 from dpa1.model.inference import check_numbers, frozen_copy, pick_device
 from dpa1.simulate.skin import SkinList, coordination
+from dpa1.simulate.step import FixedStep
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa1.batch import Batch
     from dpa1.model.potential import Potential
 
 SKIN = 0.5  # Å
@@ -36,6 +37,8 @@ class Dpa1Calculator(BaseCalculator):
     device: "cpu", "cuda", "cuda:1", "auto" (a GPU where there is one); that of the potential when not given.
     skin: Å; the neighbour list is reused until atoms moved by half of it. It changes speed, never a result.
     level: level of theory, for a potential that holds several.
+    fixed_shapes: compute steps in tensors of fixed shape, which on a GPU are replayed as one CUDA graph (up to some thousand
+        atoms). When not given: on a GPU. ``fixed_step`` tells what came of it: its ``refusal`` why a structure is not.
     tabulate: evaluate tables where the potential allows it (``Potential.tabulated``): faster, forces within 1e-6 eV/Å.
 
     Raises
@@ -59,15 +62,19 @@ class Dpa1Calculator(BaseCalculator):
         skin: float = SKIN,
         level: str | None = None,
         tabulate: bool = False,
+        fixed_shapes: bool | None = None,
     ) -> None:
-        super().__init__(parameters={"dtype": dtype, "level": level, "skin": skin, "tabulate": tabulate})
+        chosen = {"dtype": dtype, "level": level, "skin": skin, "tabulate": tabulate, "fixed_shapes": fixed_shapes}
+        super().__init__(parameters=chosen)
         place = potential.energy_bias.device if device is None else pick_device(device)
         self.potential = frozen_copy(potential, dtype, place)
         if tabulate and self.potential.tables is None:
             self.potential = self.potential.tabulated()
-        self.potential.level_index(level)  # an unknown level fails here, not at the first step
+        index = self.potential.level_index(level)  # an unknown level fails here, not at the first step
         self.level = level
         self.neighbors = SkinList(potential.cutoff, skin, place)
+        fixed = place.type == "cuda" if fixed_shapes is None else fixed_shapes
+        self.fixed_step = FixedStep(self.potential, self.neighbors, index) if fixed else None
         self.coordination = np.zeros(0, dtype=np.int64)
         self._checked = np.zeros(0, dtype=np.int64)
 
@@ -88,36 +95,46 @@ class Dpa1Calculator(BaseCalculator):
             raise PropertyNotImplementedError(
                 f"stress needs a cell with three vectors; this structure has {atoms.cell.rank} (its volume is not defined)"
             )
-        batch = self._batch(atoms)
-        prediction = self.potential.predict(batch, virial=full_cell, level=self.level)
-        energy, forces = float(prediction["energy"][0]), prediction["forces"].cpu().numpy()
+        self._check(atoms)
+        found = self.fixed_step.predict(atoms) if self.fixed_step is not None else None
+        if found is None:
+            found = self._ordinary(atoms, full_cell)
+        energies, forces = found.energies.numpy(), found.forces.numpy()
+        energy = float(found.energies.sum())
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             bad = np.flatnonzero(~np.isfinite(forces).all(axis=1))
             where = f"forces of atom {bad[0]}" if len(bad) else "energy"
             raise RunError(f"the {where} of this structure are not finite: the model cannot describe it")
-        self.coordination = coordination(batch).cpu().numpy()
+        self.coordination = found.neighbors.numpy()
         self.results = {
             "energy": energy,
             "free_energy": energy,
-            "energies": prediction["atomic_energy"].cpu().numpy(),
+            "energies": energies,
             "forces": forces,
         }
         if full_cell:
-            virial = prediction["virial"][0].cpu().numpy()
-            self.results["stress"] = matrix_to_voigt(-virial / atoms.get_volume())
+            self.results["stress"] = matrix_to_voigt(-found.virial.numpy() / atoms.get_volume())
+
+    def _ordinary(self, atoms: Atoms, virial: bool) -> Answer:
+        batch = self.neighbors.batch(atoms)
+        out = self.potential.predict(batch, virial=virial, level=self.level)
+        matrix = out["virial"][0] if virial else out["energy"].new_full((3, 3), torch.nan)
+        parts = out["atomic_energy"], out["forces"], matrix, coordination(batch)
+        energies, forces, matrix, degrees = (part.cpu() for part in parts)
+        return Answer(energies, forces, matrix, degrees, closest=torch.nan, needed=0)
 
     def get_descriptor(self, atoms: Atoms) -> np.ndarray:
         """(N, D) descriptors of all atoms, invariant to translation, rotation and the order of like atoms."""
+        self._check(atoms)
         prediction = self.potential.predict(
-            self._batch(atoms), forces=False, virial=False, descriptor=True, level=self.level
+            self.neighbors.batch(atoms), forces=False, virial=False, descriptor=True, level=self.level
         )
         return prediction["descriptor"].cpu().numpy()
 
-    def _batch(self, atoms: Atoms) -> Batch:
+    def _check(self, atoms: Atoms) -> None:
         if not np.array_equal(self._checked, atoms.numbers):
             check_numbers(atoms.numbers, self.potential)
             self._checked = atoms.numbers.copy()
-        return self.neighbors.batch(atoms)
 
     def todict(self) -> dict[str, Any]:
         """What ASE stores beside a trajectory."""

@@ -57,8 +57,7 @@ class SkinList:
         UserError
             for NaN positions, an unusable cell, or two atoms on one spot.
         """
-        if not self._reusable(atoms):
-            self._build(atoms)
+        self.update(atoms)
         cell = np.array(atoms.cell)
         if self._shift_cell is None or not np.array_equal(cell, self._shift_cell):
             self._cell = torch.from_numpy(cell).to(self.device)
@@ -70,7 +69,7 @@ class SkinList:
         x, y, z = vectors.unbind(1)
         square = x * x + y * y + z * z
         if len(square) and bool(square.min() < CLOSEST**2):
-            self._build(atoms)  # raises, naming the atoms
+            self.build(atoms)  # raises, naming the atoms
         keep = torch.nonzero(square <= self.cutoff**2).squeeze(-1)
         return Batch(
             numbers=self._numbers,
@@ -87,6 +86,22 @@ class SkinList:
             weight=torch.ones_like(self._nan),
             names=("structure, frame 0",),
         )
+
+    def update(self, atoms: Atoms) -> None:
+        """Search anew if a pair within the cutoff could be missing from the list.
+
+        Raises
+        ------
+        UserError
+            as ``batch``.
+        """
+        if not self._reusable(atoms):
+            self.build(atoms)
+
+    @property
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Numbers (N,) and the list: centre, neighbor (P,) and offset (P, 3) in cells, sorted by centre."""
+        return self._numbers, self._centre, self._neighbor, self._offset
 
     def _reusable(self, atoms: Atoms) -> bool:
         old = self._reference
@@ -107,7 +122,14 @@ class SkinList:
         farthest = np.sqrt(np.square(moved).sum(axis=1).max())
         return bool((self.cutoff + self.skin) * smallest - 2.0 * farthest > self.cutoff)
 
-    def _build(self, atoms: Atoms) -> None:
+    def build(self, atoms: Atoms) -> None:
+        """Search anew.
+
+        Raises
+        ------
+        UserError
+            as ``batch``.
+        """
         self._reference = None
         frame = make_frame(atoms.numbers, atoms.get_positions(), np.array(atoms.cell), atoms.pbc)
         if self.device.type == "cpu":
