@@ -66,7 +66,17 @@ def test_error_of_unseen_structures_is_below_the_bound(options, seed):
     potential = random_potential(options, seed)
     tabulated = potential.tabulated()
     frame = random_frame(seed, atoms=9)
-    exact, found = predict(potential, frame), predict(tabulated, frame)
+    exact = predict(potential, frame)
+    refusal = ""
+    try:
+        found = predict(tabulated, frame)
+    except RunError as error:
+        refusal = str(error)
+    if refusal:
+        # The second derivative of this activation jumps, so the bound can be out of reach.
+        assert options["activation"] == "silut:3.0"
+        assert "not smooth enough" in refusal
+        return
     assert np.abs(found["forces"] - exact["forces"]).max() < BOUND
     assert np.abs(found["energy"] - exact["energy"]).max() < BOUND * len(frame)
     assert np.abs(found["virial"] - exact["virial"]).max() < BOUND * len(frame) * CUTOFF
@@ -86,6 +96,9 @@ def test_error_on_deepmd_models(folder):
         exact, found = predict(potential, frame), predict(tabulated, frame)
         assert np.abs(found["forces"] - exact["forces"]).max() < BOUND
         assert not np.array_equal(found["forces"], exact["forces"])  # the tables were used
+    whole = 3 if potential.descriptor.types_fade else 4
+    assert len(tabulated.tables.values) == (whole if potential.config.attention_layers else 1)
+    assert tabulated.tables.reports[0].force_error < BOUND
 
 
 def test_a_tighter_bound_is_met_by_denser_knots():

@@ -68,6 +68,12 @@ class Descriptor(nn.Module):
         config = self.config
         return config.embedding[-1] * config.axis + (config.type_embedding if config.append_type_embedding else 0)
 
+    @property
+    def types_fade(self) -> bool:
+        """``type_input: strip``: whether the types' factor is multiplied by the switch."""
+        faded = self.config.convention == "smooth" or self.config.smooth_attention
+        return self.type_net is not None and faded
+
     def forward(self, rows: Rows) -> Tensor:
         config = self.config
         table = self.type_embedding()
@@ -124,7 +130,7 @@ class Descriptor(nn.Module):
         pair, types = self._type_pairs(neighbor_type, centre_type, table)
         # The type factor takes few distinct values: compute each once and look it up.
         factor = self.type_net(types)[pair]
-        if self.config.convention == "smooth" or self.config.smooth_attention:
+        if self.types_fade:
             factor = factor * weight.unsqueeze(-1)
         return distance * factor + distance
 

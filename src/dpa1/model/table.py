@@ -1,6 +1,7 @@
 """Tables of everything in the model that depends on one distance and two elements only (docs/model.md, Tables).
 
-Without attention that is the embedding G; with it also the first layer's queries, keys and values. The variable is the
+Without attention that is the embedding G; with it also the first layer's queries, keys and values, or, with ``type_input:
+strip``, the products they are made of (see ``columns``). The variable is the
 normalised radial input s, in which these functions are analytic: a table in s is as smooth at the switch and at the
 cutoff as the model itself. Pairs closer than ``R_MIN`` are evaluated by the networks.
 """
@@ -12,14 +13,15 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from dpa1.kernels import dispatch
+from dpa1.kernels import dispatch, reference
 
 if TYPE_CHECKING:
+    from dpa1.model.attention import NeighborAttention
     from dpa1.model.descriptor import Descriptor
     from dpa1.model.potential import Potential
     from dpa1.model.rows import Rows
@@ -198,20 +200,35 @@ def tabulated_features(
         return tuple(value.squeeze(0) for value in found)
 
     found = tables.lookup(radial, pair, exact)
-    if descriptor.type_net is not None:
-        return descriptor.with_types(
-            found[0], rows.neighbor_type, rows.centre_type.unsqueeze(1), rows.weight, types
-        ), None
-    return found[0], (found[1], found[2], found[3]) if len(found) == 4 else None
+    if not descriptor.types_fade:
+        return found[0], (found[1], found[2], found[3]) if len(found) == 4 else None
+    centre = rows.centre_type.unsqueeze(1)
+    features = descriptor.with_types(found[0], rows.neighbor_type, centre, rows.weight, types)
+    if len(found) == 1:
+        return features, None
+    products = torch.addcmul(found[1], found[2], rows.weight.unsqueeze(-1))
+    return features, reference.projections(products, _first_layer(descriptor).options)
 
 
 def columns(
     descriptor: Descriptor, radial: Tensor, neighbor_type: Tensor, centre_type: Tensor, types: Tensor
 ) -> tuple[Tensor, ...]:
-    """What is tabulated, from the networks: (n, K) inputs → each (n, K, C)."""
-    if descriptor.type_net is not None:
-        return (descriptor.embedding.pairs(radial, None, None),)
-    values = descriptor.pair_features(radial, neighbor_type, centre_type, torch.zeros_like(radial), types)
+    """What is tabulated, from the networks: (n, K) inputs → each (n, K, C).
+
+    Where a factor of the types fades with the switch, which is no smooth function of s, the features are g + sw·(t∘g), and
+    so their products with the first layer's weights have a part for each: g, W·g + b and W·(t∘g) are tabulated.
+    """
+    if not descriptor.types_fade:
+        values = descriptor.pair_features(radial, neighbor_type, centre_type, torch.zeros_like(radial), types)
+        return (values, *_first_layer(descriptor).project(values)) if descriptor.attention else (values,)
+    distance = descriptor.embedding.pairs(radial, None, None)
     if not descriptor.attention:
-        return (values,)
-    return (values, *descriptor.attention[0].project(values))  # type: ignore[operator]
+        return (distance,)
+    weights = _first_layer(descriptor).weights()
+    whole = descriptor.with_types(distance, neighbor_type, centre_type, torch.ones_like(radial), types)
+    products = reference.linear(distance, weights.in_weight, weights.in_bias)
+    return distance, products, reference.linear(whole - distance, weights.in_weight, None)
+
+
+def _first_layer(descriptor: Descriptor) -> NeighborAttention:
+    return cast("NeighborAttention", descriptor.attention[0])
