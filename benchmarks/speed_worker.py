@@ -55,7 +55,7 @@ class Ours:
     def batch(self) -> Any:
         from dpa1.batch import make_batch
 
-        return make_batch([self.frame], self.potential.cutoff).to(self.device)
+        return make_batch([self.frame], self.potential.cutoff, device=self.device)
 
     def evaluate(self) -> tuple[float, np.ndarray, np.ndarray]:
         out = self.potential.predict(self.batch())

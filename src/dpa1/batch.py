@@ -13,6 +13,9 @@ from torch import Tensor
 from dpa1.errors import UserError
 from dpa1.frames import Frame
 from dpa1.neighbors import Neighbors, find_neighbors
+from dpa1.neighbors_device import find_on_device
+
+LARGE = 2000  # atoms of a frame from which on a search on a GPU is worth its launches
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,37 +67,41 @@ def make_batch(
     cutoff: float,
     neighbors: Sequence[Neighbors] | None = None,
     levels: Sequence[str] = (),
+    device: torch.device | str = "cpu",
 ) -> Batch:
     """Collate frames; neighbour lists are built here unless given (one per frame, same cutoff).
 
-    ``levels``: those of the potential, where the frames' own are to be used.
+    ``levels``: those of the potential, where the frames' own are to be used. ``device``: where the batch is to be; on a GPU
+    the neighbours of large frames are searched for there.
 
     Raises
     ------
     UserError
         when there are several levels and a frame's is none of them.
     """
-    if neighbors is None:
-        neighbors = [find_neighbors(frame, cutoff, torch.get_num_threads()) for frame in frames]
+    place = torch.device(device)
     sizes = np.array([len(frame) for frame in frames])
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    if neighbors is None and place.type != "cpu" and sizes.max() >= LARGE:
+        pairs = _pairs_on_device(frames, cutoff, starts, place)
+    else:
+        if neighbors is None:
+            neighbors = [find_neighbors(frame, cutoff, torch.get_num_threads()) for frame in frames]
+        pairs = _pairs(frames, neighbors, starts)
     nan_virial, nan = np.full((3, 3), np.nan), float("nan")
 
     def tensor(parts: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts))
 
-    def index(parts: list[np.ndarray]) -> Tensor:
-        return tensor([part + start if start else part for part, start in zip(parts, starts, strict=True)])
-
-    return Batch(
+    batch = Batch(
         numbers=tensor([f.numbers for f in frames]),
         positions=tensor([f.positions for f in frames]),
         cell=torch.from_numpy(np.stack([f.cell for f in frames])),
         frame=torch.from_numpy(np.repeat(np.arange(len(frames)), sizes)),
         n_atoms=torch.from_numpy(sizes),
-        centre=index([n.centre for n in neighbors]),
-        neighbor=index([n.neighbor for n in neighbors]),
-        shift=tensor([n.shift @ f.cell for n, f in zip(neighbors, frames, strict=True)]),
+        centre=pairs[0],
+        neighbor=pairs[1],
+        shift=pairs[2],
         energy=torch.tensor([nan if f.energy is None else f.energy for f in frames], dtype=torch.float64),
         forces=tensor([np.full((len(f), 3), np.nan) if f.forces is None else f.forces for f in frames]),
         virial=torch.from_numpy(np.stack([nan_virial if f.virial is None else f.virial for f in frames])),
@@ -102,6 +109,29 @@ def make_batch(
         names=tuple(f.name for f in frames),
         level=torch.tensor([level_index(f, levels) for f in frames]) if levels else None,
     )
+    return batch if place.type == "cpu" else batch.to(place)
+
+
+def _pairs(frames: Sequence[Frame], neighbors: Sequence[Neighbors], starts: np.ndarray) -> tuple[Tensor, ...]:
+    """Centre, neighbor and shift (Å) of all frames, whose atoms begin at ``starts``."""
+
+    def index(parts: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([part + start if start else part for part, start in zip(parts, starts, strict=True)])
+
+    shift = np.concatenate([n.shift @ f.cell for n, f in zip(neighbors, frames, strict=True)])
+    columns = index([n.centre for n in neighbors]), index([n.neighbor for n in neighbors]), shift
+    return tuple(torch.from_numpy(column) for column in columns)
+
+
+def _pairs_on_device(
+    frames: Sequence[Frame], cutoff: float, starts: np.ndarray, device: torch.device
+) -> tuple[Tensor, ...]:
+    """The same, searched for where they are needed."""
+    parts = []
+    for frame, start in zip(frames, starts.tolist(), strict=True):
+        centre, neighbor, shift = find_on_device(frame, cutoff, device)
+        parts.append((centre + start, neighbor + start, shift @ torch.from_numpy(frame.cell).to(device)))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def level_index(frame: Frame, levels: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpa1 import batch, neighbors_device
 from dpa1.errors import UserError
 from dpa1.frames import make_frame
 from dpa1.neighbors import find_neighbors
@@ -44,3 +45,58 @@ def test_lone_atom_and_two_on_one_spot(device):
     assert [len(x) for x in find_on_device(lone, 4.0, torch.device(device))] == [0, 0, 0]
     with pytest.raises(UserError, match="atoms 0 and 1"):
         find_on_device(make_frame([1, 1], np.zeros((2, 3))), 4.0, torch.device(device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_piece_by_piece_and_far_from_home(device, monkeypatch):
+    """Small pieces, and atoms so far outside the cell that their shifts fit no single number to sort by."""
+    monkeypatch.setattr(neighbors_device, "CANDIDATES", 300)
+    monkeypatch.setattr(neighbors_device, "GPU_CANDIDATES", 300)
+    rng = np.random.default_rng(5)
+    positions = rng.uniform(0.0, 7.0, (60, 3))
+    for far in (0, 10**6):
+        positions[::3] += 7.0 * rng.integers(-far, far + 1, (20, 3))
+        frame = make_frame(np.ones(60, dtype=int), positions, np.eye(3) * 7.0, True)
+        expected = find_neighbors(frame, 3.1)
+        found = [x.cpu().numpy() for x in find_on_device(frame, 3.1, torch.device(device))]
+        assert len(expected.centre) > 500
+        for mine, theirs in zip(found, (expected.centre, expected.neighbor, expected.shift), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_batch_of_pairs_searched_on_the_device():
+    """What ``make_batch`` does for a GPU, with the CPU in its place."""
+    rng = np.random.default_rng(0)
+    frames = [
+        make_frame(np.ones(n, dtype=int), rng.uniform(0.0, 8.0, (n, 3)), np.eye(3) * edge, True)
+        for n, edge in ((20, 8.0), (1, 2.1), (50, 8.5))
+    ]
+    starts = np.array([0, 20, 21])
+    expected = batch._pairs(frames, [find_neighbors(frame, 4.0) for frame in frames], starts)
+    found = batch._pairs_on_device(frames, 4.0, starts, torch.device("cpu"))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == theirs.dtype
+        torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-12)
+
+
+def test_large_frames_are_searched_where_the_batch_goes(monkeypatch):
+    searched = []
+
+    def search(frame, cutoff, device):
+        searched.append((len(frame), device.type))
+        return find_on_device(frame, cutoff, torch.device("cpu"))
+
+    monkeypatch.setattr(batch, "find_on_device", search)
+    monkeypatch.setattr(batch, "LARGE", 10)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *arguments, **options: self)  # no GPU is needed
+    frame = make_frame(
+        np.ones(30, dtype=int), np.random.default_rng(1).uniform(0.0, 9.0, (30, 3)), np.eye(3) * 9.0, True
+    )
+    expected = batch.make_batch([frame], 4.0)
+    assert not searched
+    found = batch.make_batch([frame], 4.0, device="cuda")
+    assert searched == [(30, "cuda")]
+    torch.testing.assert_close(found.shift, expected.shift)
+    assert torch.equal(found.neighbor, expected.neighbor)
+    batch.make_batch([make_frame([1], [[0.0, 0.0, 0.0]])], 4.0, device="cuda")
+    assert len(searched) == 1

@@ -67,7 +67,7 @@ def evaluate(
     metrics = Metrics(worst=WORST)
     model.level_index(level if level is not None else model.levels[0])  # an unknown name fails before any data are read
     for frames in _batches(_frames(data), model, batch_atoms, level):
-        batch = make_batch(frames, model.cutoff, levels=model.levels if level is None else ()).to(place)
+        batch = make_batch(frames, model.cutoff, levels=model.levels if level is None else (), device=place)
         prediction = model.predict(batch, level=level)
         _check_finite(frames, prediction)
         sources = [frame.source or "frames" for frame in frames]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,18 +58,17 @@ def plan_rows(centre: Tensor, n_atoms: int, max_slots: int = 0, waste: float = 0
     counts = torch.bincount(centre, minlength=n_atoms)
     starts = torch.cumsum(counts, 0) - counts
     sorted_counts, order = torch.sort(counts, stable=True, descending=True)
-    sizes = sorted_counts.tolist()
+    sizes = sorted_counts.cpu().numpy()
+    total = np.concatenate([[0], np.cumsum(sizes)])
     begin = 0
     while begin < n_atoms:
-        width = max(sizes[begin], 1)
-        end, filled = begin, 0
+        width = max(int(sizes[begin]), 1)
         limit = max(1, max_slots // width) if max_slots else n_atoms
         # A block grows while its padding stays small, or while it is too small to be worth splitting.
-        while end < n_atoms and end - begin < limit:
-            grown = filled + sizes[end]
-            if width * (end - begin + 1) * (1.0 - waste) > grown and width * (end - begin) > 2048:
-                break
-            filled, end = grown, end + 1
+        many = np.arange(1, min(limit, n_atoms - begin) + 1)
+        grown = total[begin + 1 : begin + len(many) + 1] - total[begin]
+        ends = (width * many * (1.0 - waste) > grown) & (width * (many - 1) > 2048)
+        end = begin + (int(ends.argmax()) if ends.any() else len(many))
         atoms = order[begin:end]
         slots = torch.arange(width, device=centre.device)
         mask = slots < counts[atoms].unsqueeze(1)
