@@ -91,8 +91,7 @@ class FixedShapes:
         vectors.requires_grad_()
         tables = potential.tables
         with torch.enable_grad(), tables.all_inside() if tables is not None else nullcontext():
-            visible = potential._visible_pairs if config.exclude_pairs else None
-            types = self.types[neighbor]
+            types, visible = self.types[neighbor], potential._visible
             rows = rows_of(vectors, mask, self.types, types, self.first_type, visible, config, potential.dtype)
             energies, _ = potential.energies(rows, self.level)
             with geometry_only():

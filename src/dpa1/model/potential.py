@@ -32,7 +32,7 @@ from dpa1.model import memory
 from dpa1.model.descriptor import Descriptor
 from dpa1.model.initial import spread_radial_steps
 from dpa1.model.networks import FittingNet
-from dpa1.model.rows import RowPlan, Rows, make_rows, plan_rows
+from dpa1.model.rows import RowPlan, Rows, make_rows, plan_rows, rows_of
 from dpa1.model.slots import deepmd_order
 from dpa1.model.tabulable import Tabulable
 
@@ -254,9 +254,12 @@ class Potential(Tabulable):
         self, plan: RowPlan, view: View, vectors: Tensor, neighbor: Tensor, level: Level
     ) -> tuple[Tensor, Tensor]:
         """Atomic energies (n,) eV float64 and descriptors (n, D) of one block of centre atoms."""
-        visible = self._visible_pairs if self._hides_types else None
-        rows = make_rows(plan, vectors, view.types, neighbor, view.first_type, visible, self.config, self.dtype)
+        rows = make_rows(plan, vectors, view.types, neighbor, view.first_type, self._visible, self.config, self.dtype)
         return self.energies(rows, level if isinstance(level, int) else level[plan.atoms])
+
+    @property
+    def _visible(self) -> Tensor | None:
+        return self._visible_pairs if self._hides_types else None
 
     def energies(self, rows: Rows, level: Level) -> tuple[Tensor, Tensor]:
         """Atomic energies (n,) eV float64 and descriptors (n, D) of rows at one level, or each at its own (n,)."""
@@ -306,16 +309,19 @@ class Potential(Tabulable):
         kept = atomic.new_zeros(len(atomic), self.descriptor.width if keep_descriptor else 0, dtype=self.dtype)
 
         def evaluate(plan: RowPlan) -> None:
-            chosen = plan.pairs[plan.mask]
-            local = torch.zeros_like(plan.pairs)
-            local[plan.mask] = torch.arange(len(chosen), device=chosen.device)
+            pairs, filled = len(view.centre), plan.mask
+            # Slots, not pairs, are differentiated by: the derivative of a gather is slow, and not needed.
+            vectors = view.vectors[plan.pairs] if pairs else view.vectors.new_zeros(*filled.shape, 3)
+            near = view.types[view.neighbor[plan.pairs]] if pairs else plan.pairs
+            centre, first = view.types[plan.atoms], view.first_type[plan.atoms]
             with torch.set_grad_enabled(derive):
-                piece = view.vectors[chosen].requires_grad_(derive)
-                block = RowPlan(plan.atoms, local, plan.mask)
-                energies, descriptor = self._evaluate(block, view, piece, view.neighbor[chosen], level)
-                if derive and len(chosen):
+                vectors.requires_grad_(derive)
+                rows = rows_of(vectors, filled, centre, near, first, self._visible, self.config, self.dtype)
+                energies, descriptor = self.energies(rows, level if isinstance(level, int) else level[plan.atoms])
+                if derive and pairs:
                     with geometry_only():
-                        (slope[chosen],) = torch.autograd.grad(energies.sum(), piece)
+                        (found,) = torch.autograd.grad(energies.sum(), vectors)
+                    slope[plan.pairs[filled]] = found[filled]
             atomic[plan.atoms] = energies.detach()
             if keep_descriptor:
                 kept[plan.atoms] = descriptor.detach()
