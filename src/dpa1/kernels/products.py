@@ -16,6 +16,7 @@ from dpa1.kernels import dispatch
 from dpa1.kernels.wanted import parameters_wanted
 
 LEAST = 1 << 16  # multiplications; below, the call costs more than it brings
+WIDEST = 512  # rows up to which a size is taken for the width of a layer, of which a model has few
 
 
 def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -46,7 +47,28 @@ def _available() -> bool:
 
 
 def _onednn(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    rows, inner = x.shape
+    if _bucket(inner) > inner:  # the sum over rows that forms a weight's gradient
+        x, w = _lengthened(x.t(), _bucket(inner)).t(), _lengthened(w, _bucket(inner))
+    if _bucket(rows) > rows:
+        x = _lengthened(x, _bucket(rows))
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, w.t(), bias, "none", [], "")
+    return y[:rows]
+
+
+def _bucket(n: int) -> int:
+    """The next of eight sizes per octave: oneDNN compiles each new shape, which takes longer than ten products."""
+    if n <= WIDEST:
+        return n
+    step = 1 << (n.bit_length() - 4)
+    return -(-n // step) * step
+
+
+def _lengthened(x: Tensor, rows: int) -> Tensor:
+    """x with rows of zeros at its end."""
+    y = x.new_empty(rows, x.shape[1])
+    y[: len(x)] = x
+    y[len(x) :].zero_()
     return y
 
 
