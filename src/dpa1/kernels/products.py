@@ -16,7 +16,6 @@ from dpa1.kernels import dispatch
 from dpa1.kernels.wanted import parameters_wanted
 
 LEAST = 1 << 16  # multiplications; below, the call costs more than it brings
-WIDEST = 512  # rows up to which a size is taken for the width of a layer, of which a model has few
 
 
 def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -48,9 +47,10 @@ def _available() -> bool:
 
 def _onednn(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     rows, inner = x.shape
-    if _bucket(inner) > inner:  # the sum over rows that forms a weight's gradient
-        x, w = _lengthened(x.t(), _bucket(inner)).t(), _lengthened(w, _bucket(inner))
-    if _bucket(rows) > rows:
+    if x.stride(0) == 1 and inner > 1:  # xᵀ: the sum over rows that forms a weight's gradient
+        if _bucket(inner) > inner:
+            x, w = _lengthened(x.t(), _bucket(inner)).t(), _lengthened(w, _bucket(inner))
+    elif _bucket(rows) > rows:
         x = _lengthened(x, _bucket(rows))
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, w.t(), bias, "none", [], "")
     return y[:rows]
@@ -58,9 +58,7 @@ def _onednn(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _bucket(n: int) -> int:
     """The next of eight sizes per octave: oneDNN compiles each new shape, which takes longer than ten products."""
-    if n <= WIDEST:
-        return n
-    step = 1 << (n.bit_length() - 4)
+    step = 1 << max(3, n.bit_length() - 4)
     return -(-n // step) * step
 
 
