@@ -9,7 +9,7 @@ from dpa1.kernels import proof, reference
 from dpa1.kernels.reference import DenseLayer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-KERNELS = ("environment", "embedding", "attention", "contraction")
+KERNELS = ("environment", "embedding", "attention", "contraction", "spline")
 
 
 def kernel(name):
@@ -101,7 +101,21 @@ def test_contraction(slots, channels):
     compare("contraction", "contraction", sample)
 
 
+@pytest.mark.parametrize("widths", [(1,), (130, 7)])
+def test_spline(widths):
+    row = torch.arange(2 * 37).remainder(11).view(2, 37)
+    tables = [draw(20 + k, 16, width) for k, width in enumerate(widths)]
+
+    def call(run, x):
+        return run(x[0], row.to(DEVICE), tuple(table.to(x[0]) for table in tables))
+
+    compare("spline", "spline", proof.Sample([draw(4, 2, 37).sigmoid()], 1, call))
+
+
 def test_no_atoms():
+    none = torch.zeros(0, dtype=torch.float64, device=DEVICE)
+    (values,) = kernel("spline").run(none, none.long(), [torch.ones(9, 4, dtype=torch.float64, device=DEVICE)])
+    assert values.shape == (0, 4)
     empty = torch.zeros(0, 3, 4, dtype=torch.float64, device=DEVICE)
     assert kernel("contraction").run(empty, empty).shape == (0, 4, 4)
     keys = proof.make_keys("smooth", empty[:, :, 0], empty[:, :, :3])
@@ -125,7 +139,9 @@ def test_whole_model_on_the_kernels(monkeypatch):
     atoms = bulk("NaCl", "rocksalt", a=5.6)
     atoms.rattle(0.1, seed=0)
     monkeypatch.setattr(dispatch, "PATHS", ())
-    plain = potential.calculator(device=DEVICE).get_forces(atoms)
+    plain = potential.calculator(device=DEVICE, fixed_shapes=False).get_forces(atoms)
+    tabulated = potential.to(DEVICE).tabulated(1e-3, ("Na", "Cl"))
+    looked_up = tabulated.calculator(fixed_shapes=False).get_forces(atoms)
     used = []
 
     def pick(operation, *arguments):
@@ -135,9 +151,15 @@ def test_whole_model_on_the_kernels(monkeypatch):
             return kernel(name).run(*arguments[2:])
         if operation == "attention_layer":
             return dispatch._layer_of_parts(*arguments[2:])
+        if operation == "projected_layer":
+            return reference.projected_layer(*arguments[2:], dispatch.gated_attention)
         return getattr(reference, operation)(*arguments[2:])
 
     monkeypatch.setattr(dispatch, "_pick", pick)
-    fast = potential.calculator(device=DEVICE).get_forces(atoms)
-    assert set(used) == set(KERNELS)
+    fast = potential.calculator(fixed_shapes=False).get_forces(atoms)
+    assert set(used) == set(KERNELS) - {"spline"}
     assert abs(fast - plain).max() < 1e-10
+    fixed = tabulated.calculator(fixed_shapes=True)
+    assert abs(fixed.get_forces(atoms) - looked_up).max() < 1e-10
+    assert set(used) == set(KERNELS)
+    assert (fixed.fixed_step.recordings, fixed.fixed_step.refusal) == (1, "")

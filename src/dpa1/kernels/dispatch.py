@@ -62,6 +62,7 @@ PATHS = (
     Path("attention_layer", "cpu", "dpa1.kernels.attention", "attention layer with hand-derived derivatives"),
     Path("projected_layer", "cpu", "dpa1.kernels.projected", "attention layer on tabulated queries, keys and values"),
     Path("spline", "cpu", "dpa1.kernels.table", "spline tables as weighted sums of rows"),
+    Path("spline", "cuda", "dpa1.kernels.gpu.spline", "spline tables tile by tile"),
     Path("spline", "cuda", "dpa1.kernels.table", "spline tables as weighted sums of rows"),
 )  # fmt: skip
 

@@ -6,9 +6,9 @@ Fast sibling of ``reference.spline``: each value is one weighted sum of six neig
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +26,24 @@ def supports(place: Tensor, row: Tensor, tables: Sequence[Tensor]) -> bool:
     return not any(table.requires_grad for table in tables)
 
 
+class Sums(NamedTuple):
+    """How weighted sums of six rows are formed: both take the first row of each place (P,), weights (P, 6) and a table (R, C)."""
+
+    values: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """Σ_m w_m T[row + m]: (P, C)."""
+    along: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    """Its products with (P, C), summed over channels: (P,)."""
+
+
 def run(place: Tensor, row: Tensor, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """``reference.spline``, differentiable in ``place`` to any order."""
-    values = _Values.apply(0, place.reshape(-1), row.reshape(-1), *tables)
-    return tuple(value.view(*place.shape, -1) for value in values)
+    return evaluate(BAGS, place, row, tables)
+
+
+def evaluate(sums: Sums, place: Tensor, row: Tensor, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The same, by sums formed in a certain way."""
+    values = _Values.apply(sums, 0, place.reshape(-1), row.reshape(-1), *tables)
+    return tuple(value.view(*place.shape, value.shape[1]) for value in values)
 
 
 @cache
@@ -82,49 +96,64 @@ def _chunks(places: int, width: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
+def _bag_values(row: Tensor, weights: Tensor, table: Tensor) -> Tensor:
+    rows, out = _rows(row), weights.new_empty(len(row), table.shape[1])
+    for c in _chunks(len(row), table.shape[1], row.device):
+        out[c] = _bag(rows[c], table, weights[c])
+    return out
+
+
+def _bag_along(row: Tensor, weights: Tensor, table: Tensor, grad: Tensor) -> Tensor:
+    rows, out = _rows(row), weights.new_empty(len(row))
+    for c in _chunks(len(row), table.shape[1], row.device):
+        out[c] = torch.linalg.vecdot(_bag(rows[c], table, weights[c]), grad[c])
+    return out
+
+
+BAGS = Sums(_bag_values, _bag_along)
+
+
 class _Values(torch.autograd.Function):
     """The d-th derivative of S at every place."""
 
     @staticmethod
-    def forward(ctx: Any, derivative: int, place: Tensor, row: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
-        ctx.derivative, ctx.tables = derivative, tables
+    def forward(
+        ctx: Any, sums: Sums, derivative: int, place: Tensor, row: Tensor, *tables: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.sums, ctx.derivative, ctx.tables = sums, derivative, tables
         ctx.save_for_backward(place, row)
-        rows, weights = _rows(row), _weights(derivative, place)
-        out = tuple(place.new_empty(len(place), table.shape[1]) for table in tables)
-        for value, table in zip(out, tables, strict=True):
-            for c in _chunks(len(place), table.shape[1], place.device):
-                value[c] = _bag(rows[c], table, weights[c])
-        return out
+        weights = _weights(derivative, place)
+        return tuple(sums.values(row, weights, table) for table in tables)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         place, row = ctx.saved_tensors
-        slope = _Slope.apply(ctx.derivative + 1, len(grads), place, row, *grads, *ctx.tables)
-        return (None, slope, None, *(None for _ in ctx.tables))
+        slope = _Slope.apply(ctx.sums, ctx.derivative + 1, len(grads), place, row, *grads, *ctx.tables)
+        return (None, None, slope, None, *(None for _ in ctx.tables))
 
 
 class _Slope(torch.autograd.Function):
     """Σ over tables and channels of a cotangent times the d-th derivative of S: (P,)."""
 
     @staticmethod
-    def forward(ctx: Any, derivative: int, count: int, place: Tensor, row: Tensor, *rest: Tensor) -> Tensor:
+    def forward(ctx: Any, sums: Sums, derivative: int, count: int, place: Tensor, row: Tensor, *rest: Tensor) -> Tensor:
         grads, tables = rest[:count], rest[count:]
-        ctx.derivative, ctx.tables = derivative, tables
+        ctx.sums, ctx.derivative, ctx.tables = sums, derivative, tables
         ctx.save_for_backward(place, row, *grads)
-        rows, weights = _rows(row), _weights(derivative, place)
+        weights = _weights(derivative, place)
         out = torch.zeros_like(place)
         for grad, table in zip(grads, tables, strict=True):
-            for c in _chunks(len(place), table.shape[1], place.device):
-                out[c] += torch.linalg.vecdot(_bag(rows[c], table, weights[c]), grad[c])
+            out += sums.along(row, weights, table, grad)
         return out
 
     @staticmethod
     def backward(ctx: Any, *along: Tensor) -> tuple[Tensor | None, ...]:
         place, row, *grads = ctx.saved_tensors
         column = along[0].unsqueeze(-1)
-        values = _Values.apply(ctx.derivative, place, row, *ctx.tables)
-        slope = along[0] * _Slope.apply(ctx.derivative + 1, len(grads), place, row, *grads, *ctx.tables)
-        return (None, None, slope, None, *(column * value for value in values), *(None for _ in ctx.tables))
+        values = _Values.apply(ctx.sums, ctx.derivative, place, row, *ctx.tables)
+        slope = along[0] * _Slope.apply(ctx.sums, ctx.derivative + 1, len(grads), place, row, *grads, *ctx.tables)
+        tables = (None for _ in ctx.tables)
+        return (None, None, None, slope, None, *(column * value for value in values), *tables)
 
 
 def coefficients(nodes: np.ndarray) -> np.ndarray:
