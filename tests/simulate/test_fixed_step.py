@@ -66,6 +66,7 @@ def test_same_numbers_along_a_trajectory(name):
         assert_same(fixed, ordinary, atoms)
     assert fixed.fixed_step.recordings == 1
     assert fixed.fixed_step.refusal == ""
+    assert str(fixed.fixed_step).startswith("step of fixed shape, 1 recorded, differs by ")
     assert fixed.neighbors.builds > 1
 
 
@@ -168,6 +169,7 @@ def test_what_it_cannot_do_is_said_once(options, reason, monkeypatch, caplog):
             atoms.rattle(0.4, seed=seed)
             assert_same(fixed, ordinary, atoms)
     assert reason in fixed.fixed_step.refusal
+    assert str(fixed.fixed_step) == f"no step of fixed shape: {fixed.fixed_step.refusal}"
     assert sum(reason in record.message for record in caplog.records) == 1
 
 

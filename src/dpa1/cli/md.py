@@ -93,6 +93,8 @@ def md_command(
         report.close()
         if (folder / "thermo.csv").is_file():
             draw(lambda: thermo(folder / "thermo.csv"), folder / "thermo.png")
+    if calculator.fixed_step is not None:
+        typer.echo(str(calculator.fixed_step))
     typer.echo(f"done: {folder} holds thermo.csv, thermo.png, trajectory.xyz, final.xyz and restart.dpa1")
 
 
@@ -124,6 +126,8 @@ def _plan(atoms: Atoms, calculator: Dpa1Calculator, settings: MDSettings, steps:
         f"time per step {1e3 * seconds:.3g} ms (one evaluation, list reused), so {_duration(left * seconds)} in all, "
         f"{settings.timestep * 1e-6 / max(seconds, 1e-9) * 86400:.3g} ns/day"
     )
+    if calculator.fixed_step is not None:
+        typer.echo(str(calculator.fixed_step))
     typer.echo(f"would write into {folder}: {', '.join(FILES)}; {rows} rows and frames")
     for device, text in fitting_atoms(calculator.potential.config, calculator.potential.dtype, neighbors).items():
         typer.echo(f"fits on {device}: {text}")

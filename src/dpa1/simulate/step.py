@@ -62,6 +62,12 @@ class FixedStep:
         # A recording cannot be copied; the copy makes its own.
         return FixedStep(copy.deepcopy(self.potential, memo), copy.deepcopy(self.neighbors, memo), self.level)
 
+    def __str__(self) -> str:
+        title = TITLE[self.neighbors.device.type]
+        if self._fixed is None or self.error is None:
+            return f"no {title}: {self.refusal or 'not used yet'}"
+        return f"{title}, {self.recordings} recorded, differs by {self.error:.1e} from the ordinary evaluation"
+
     def predict(self, atoms: Atoms) -> Answer | None:
         """None, and a ``refusal``, where only the ordinary evaluation is right or worth it.
 
