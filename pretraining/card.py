@@ -5,21 +5,27 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from dataclasses import replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sources import SOURCES
 
 from dpa1.analysis.evaluate import evaluate
+from dpa1.data.read import read
+from dpa1.frames import Frame
 from dpa1.model.file import load_model, save_model
 from dpa1.model.potential import Potential
+from dpa1.model.replay import attach_replay
 
 DESCRIPTION = (
     "pbe: a DPA-1 potential pretrained on open PBE data over the periodic table, a start for fine-tuning. "
     "Level pbe: Materials-Project-like PBE(+U). Level pbe-acwf: non-spin-polarised PBE of the ACWF equations of state."
 )
 GOOD_FOR = [
-    "the base of a fine-tune: dpa1 finetune pbe DATA",
+    "the base of a fine-tune: dpa1 finetune pbe DATA --level pbe",
     "a first look at inorganic crystals, also compressed and hot ones, with errors as in the table",
 ]
 NOT_GOOD_FOR = [
@@ -30,12 +36,14 @@ NOT_GOOD_FOR = [
 ]
 LICENCE = "MIT (weights); trained on data under MIT, BSD-3-Clause and CC-BY-4.0, named per source"
 ROWS = 40  # of the training log that travel with the model
+REPLAY, REPLAY_ATOMS = 8, 40  # frames of each source that travel with the model, and atoms of the largest of them
 
 
 def install(run: Path, data: Path, target: Path, name: str = "model.dpa1") -> None:
     """Write the model of a run with its card to ``target``; ``name``: ``model.dpa1``, or ``best.dpa1`` of an unfinished run."""
     potential = load_model(run / name)
     potential.info |= {"licence": LICENCE, "card": _card(potential, run, data)}
+    attach_replay(potential, replay_frames(run, data))
     # Names of files on the machine it was trained on say nothing elsewhere; the card names the sources.
     potential.info.pop("sources", None)
     for part in ("train", "valid"):
@@ -64,6 +72,25 @@ def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
             for row in log[::-every][::-1]
         ],
     }
+
+
+def replay_frames(run: Path, data: Path) -> list[Frame]:
+    """A few small frames of every source that were trained on, sources in turn, so that any part holds all of them.
+
+    Of each source the frames that are left after the outliers are taken evenly through the file, whose order is that of
+    its families.
+    """
+    dropped = {(row["source"], int(row["frame"])) for row in _rows(run / "dropped.csv")}
+    kept = []
+    for source in SOURCES:
+        frames = [
+            frame
+            for frame in read(data / "train" / f"{source.name}.xyz.gz")
+            if len(frame) <= REPLAY_ATOMS and (source.name, frame.index) not in dropped
+        ]
+        places = np.unique(np.linspace(0, len(frames) - 1, min(REPLAY, len(frames))).round().astype(int))
+        kept.append([replace(frames[k], level=source.level) for k in places])
+    return [frame for frame in chain(*zip_longest(*kept)) if frame is not None]
 
 
 def _reasons(rows: list[dict[str, str]]) -> Counter[tuple[str, str]]:

@@ -1,13 +1,17 @@
 """``dpa1 finetune`` and ``dpa1 distill`` as a person calls them."""
 
+import json
+from dataclasses import replace
+
 import pytest
 from ase.io import read, write
 
 from dpa1.distill import distill
 from dpa1.errors import RunError, UserError
 from dpa1.model.file import load_model, save_model
+from dpa1.model.replay import attach_replay
 from tests.cli.common import assert_refused, call
-from tests.training.test_finetune import small
+from tests.training.test_finetune import frames_of, small
 from tests.training.toy import emt_frames
 
 
@@ -72,3 +76,16 @@ def test_distill_refuses(tmp_path):
     with pytest.raises(RunError, match="frame 4: the teacher failed"):
         distill(EMT(), frames, output=tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_show_counts_the_replay_set(capsys, base, tmp_path):
+    assert "replay set       none" in call(capsys, "show", base).out
+    potential = small(("a", "b"))
+    frames = frames_of(8, seed=7)
+    attach_replay(potential, [replace(frame, level="b" if k < 3 else "a") for k, frame in enumerate(frames)])
+    save_model(potential, tmp_path / "with.dpa1")
+    done = call(capsys, "show", tmp_path / "with.dpa1")
+    atoms = sum(map(len, frames))
+    assert f"replay set       frames 8, atoms {atoms}, levels a 5, b 3" in done.out
+    card = json.loads(call(capsys, "show", tmp_path / "with.dpa1", "--json").out)
+    assert card["replay_set"] == {"frames": 8, "atoms": atoms, "levels": {"a": 5, "b": 3}}

@@ -133,6 +133,7 @@ def model_card(potential: Potential, path: Path) -> dict[str, Any]:
     }
     neighbors = float(config.mean_neighbors or config.sel or 0)
     card["fits"] = fitting_atoms(config, potential.dtype, neighbors)
+    card["replay_set"] = replay_set(potential)
     if info.get("trained_elements") == card["elements"]:
         del info["trained_elements"]
     card.update(info)
@@ -147,6 +148,15 @@ def model_card(potential: Potential, path: Path) -> dict[str, Any]:
     }
     card["config"] = config.model_dump(mode="json")
     return card
+
+
+def replay_set(potential: Potential) -> dict[str, Any] | str:
+    """How many labelled frames travel inside the file, for fine-tuning to measure forgetting, in total and per level."""
+    frames = potential.replay
+    if not frames:
+        return "none"
+    counts = {level: sum(f.level == level for f in frames) for level in potential.levels}
+    return {"frames": len(frames), "atoms": sum(map(len, frames)), "levels": counts}
 
 
 def _errors(numbers: dict[str, Any]) -> str:
