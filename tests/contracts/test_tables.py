@@ -96,8 +96,8 @@ def test_error_on_deepmd_models(folder):
         exact, found = predict(potential, frame), predict(tabulated, frame)
         assert np.abs(found["forces"] - exact["forces"]).max() < BOUND
         assert not np.array_equal(found["forces"], exact["forces"])  # the tables were used
-    whole = 3 if potential.descriptor.types_fade else 4
-    assert len(tabulated.tables.values) == (whole if potential.config.attention_layers else 1)
+    projected = potential.config.attention_layers and not potential.descriptor.types_fade
+    assert len(tabulated.tables.values) == (4 if projected else 1)
     assert tabulated.tables.reports[0].force_error < BOUND
 
 

@@ -221,12 +221,7 @@ def attention_layer(
 
 def project(features: Tensor, weights: AttentionWeights, options: AttentionOptions) -> Projected:
     """Queries (the temperature included), keys and values of features (N, K, C), each (N, K, W)."""
-    return projections(functional.linear(features, weights.in_weight.t(), weights.in_bias), options)
-
-
-def projections(products: Tensor, options: AttentionOptions) -> Projected:
-    """Queries, keys and values from the features' products with the input weights, bias included (N, K, 3W)."""
-    query, key, value = products.chunk(3, dim=-1)
+    query, key, value = functional.linear(features, weights.in_weight.t(), weights.in_bias).chunk(3, dim=-1)
     if options.normalize:
         query, key, value = unit(query), unit(key), unit(value)
     return query * options.temperature, key, value

@@ -1,7 +1,6 @@
 """Tables of everything in the model that depends on one distance and two elements only (docs/model.md, Tables).
 
-Without attention that is the embedding G; with it also the first layer's queries, keys and values, or, with ``type_input:
-strip``, the products they are made of (see ``columns``). The variable is the
+Without attention that is the embedding G; with it also the first layer's queries, keys and values. The variable is the
 normalised radial input s, in which these functions are analytic: a table in s is as smooth at the switch and at the
 cutoff as the model itself. Pairs closer than ``R_MIN`` are evaluated by the networks.
 """
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from dpa1.kernels import dispatch, reference
+from dpa1.kernels import dispatch
 
 if TYPE_CHECKING:
     from dpa1.model.attention import NeighborAttention
@@ -203,11 +202,7 @@ def tabulated_features(
     if not descriptor.types_fade:
         return found[0], (found[1], found[2], found[3]) if len(found) == 4 else None
     centre = rows.centre_type.unsqueeze(1)
-    features = descriptor.with_types(found[0], rows.neighbor_type, centre, rows.weight, types)
-    if len(found) == 1:
-        return features, None
-    products = torch.addcmul(found[1], found[2], rows.weight.unsqueeze(-1))
-    return features, reference.projections(products, _first_layer(descriptor).options)
+    return descriptor.with_types(found[0], rows.neighbor_type, centre, rows.weight, types), None
 
 
 def columns(
@@ -215,20 +210,12 @@ def columns(
 ) -> tuple[Tensor, ...]:
     """What is tabulated, from the networks: (n, K) inputs → each (n, K, C).
 
-    Where a factor of the types fades with the switch, which is no smooth function of s, the features are g + sw·(t∘g), and
-    so their products with the first layer's weights have a part for each: g, W·g + b and W·(t∘g) are tabulated.
+    Where a factor of the types fades with the switch, which is no smooth function of s, the features are g + sw·(t∘g): only g
+    is tabulated. (Tables of W·g + b and W·(t∘g) for the first layer's products were slower than the products.)
     """
-    if not descriptor.types_fade:
-        values = descriptor.pair_features(radial, neighbor_type, centre_type, torch.zeros_like(radial), types)
-        return (values, *_first_layer(descriptor).project(values)) if descriptor.attention else (values,)
-    distance = descriptor.embedding.pairs(radial, None, None)
+    if descriptor.types_fade:
+        return (descriptor.embedding.pairs(radial, None, None),)
+    values = descriptor.pair_features(radial, neighbor_type, centre_type, torch.zeros_like(radial), types)
     if not descriptor.attention:
-        return (distance,)
-    weights = _first_layer(descriptor).weights()
-    whole = descriptor.with_types(distance, neighbor_type, centre_type, torch.ones_like(radial), types)
-    products = reference.linear(distance, weights.in_weight, weights.in_bias)
-    return distance, products, reference.linear(whole - distance, weights.in_weight, None)
-
-
-def _first_layer(descriptor: Descriptor) -> NeighborAttention:
-    return cast("NeighborAttention", descriptor.attention[0])
+        return (values,)
+    return (values, *cast("NeighborAttention", descriptor.attention[0]).project(values))
