@@ -56,14 +56,14 @@ def failing(work, most, error):
 )
 def test_same_result_in_pieces(potential, batch, error, monkeypatch, caplog):
     expected = potential.predict(batch, descriptor=True)
-    evaluate = Potential._evaluate
+    energies = Potential.energies
 
-    def scarce(self, plan, *rest):
-        if plan.pairs.numel() > 200:
+    def scarce(self, rows, level):
+        if rows.mask.numel() > 200:
             raise error
-        return evaluate(self, plan, *rest)
+        return energies(self, rows, level)
 
-    monkeypatch.setattr(Potential, "_evaluate", scarce)
+    monkeypatch.setattr(Potential, "energies", scarce)
     found = potential.predict(batch, descriptor=True)
     for key, value in expected.items():
         assert torch.allclose(found[key], value, rtol=0, atol=1e-12), key
@@ -74,7 +74,7 @@ def test_same_result_in_pieces(potential, batch, error, monkeypatch, caplog):
 
 
 def test_other_errors_pass(potential, batch, monkeypatch):
-    monkeypatch.setattr(Potential, "_evaluate", lambda *_: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
+    monkeypatch.setattr(Potential, "energies", lambda *_: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         potential.predict(batch)
 

@@ -1,5 +1,6 @@
 """Blocks of atoms on several threads: nothing but the time changes."""
 
+import threading
 import time
 
 import pytest
@@ -9,7 +10,7 @@ from dpa1.batch import make_batch
 from dpa1.model import blockwise
 from dpa1.model import potential as potential_module
 from dpa1.model.blockwise import Blockwise
-from dpa1.model.threads import even_slots, spread
+from dpa1.model.threads import SHARED_PAIRS, even_slots, spread, thread_count, threads_for_blocks
 from tests.contracts.systems import CUTOFF, example_options, random_frame, random_potential
 
 
@@ -41,6 +42,31 @@ def test_a_single_item_gets_all_threads():
     found = []
     spread([1], lambda _: torch.get_num_threads(), found.append)
     assert found == [2]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_between_blocks_of_a_small_system_one_thread_works():
+    inside = []
+
+    @threads_for_blocks(100)
+    @threads_for_blocks(100)
+    def fail():
+        inside.extend([torch.get_num_threads(), thread_count(), even_slots(17_000, 3000)])
+        spread(range(4), lambda _: (time.sleep(0.01), threading.get_ident())[1], inside.append)
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fail()
+    assert inside[:3] == [1, 2, even_slots(17_000, 3000)]
+    assert len(set(inside[3:])) == 2
+    with threads_for_blocks(SHARED_PAIRS):
+        assert torch.get_num_threads() == 2
+    # Neither this thread nor those that start later have lost any.
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert (torch.get_num_threads(), thread_count(), later) == (2, 2, [2])
 
 
 @pytest.mark.usefixtures("two_threads")

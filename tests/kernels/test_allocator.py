@@ -9,11 +9,15 @@ from dpa1.kernels.allocator import LARGEST_KEPT, keep_freed_memory
 
 PROGRAM = """
 import resource, sys, torch
+from concurrent.futures import ThreadPoolExecutor
 from dpa1.kernels.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def touch():
     blocks = [torch.ones(2_000_000) for _ in range(20)]
+if sys.argv[2] == "thread":
+    pool, first = ThreadPoolExecutor(1), touch
+    touch = lambda: pool.submit(first).result()
 touch()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(15):
@@ -23,11 +27,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not keep_freed_memory(), reason="the allocator is not glibc's")
-def test_pages_are_kept():
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_pages_are_kept(where):
     assert LARGEST_KEPT > 2_000_000 * 4
 
     def faults(mode):
-        run = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+        run = subprocess.run([sys.executable, "-c", PROGRAM, mode, where], capture_output=True, text=True, check=True)
         return int(run.stdout)
 
     assert faults("keep") * 3 < faults("return")

@@ -16,7 +16,7 @@ import torch
 from dpa1.config.model import ModelConfig
 from dpa1.errors import RunError
 from dpa1.model.rows import RowPlan
-from dpa1.model.threads import even_slots, spread
+from dpa1.model.threads import even_slots, spread, thread_count
 
 log = logging.getLogger("dpa1")
 R = TypeVar("R")
@@ -56,7 +56,7 @@ def block_slots(
     each = slot_bytes(config, dtype, n_pairs / max(n_atoms, 1))
     if min(most, n_pairs) * each < UNCHECKED:
         return most
-    at_once = torch.get_num_threads() if device.type == "cpu" else 1
+    at_once = thread_count() if device.type == "cpu" else 1
     return min(most, max(LEAST_SLOTS, int(SHARE * free_memory(device) / each / at_once)))
 
 

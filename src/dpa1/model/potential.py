@@ -35,6 +35,7 @@ from dpa1.model.networks import FittingNet
 from dpa1.model.rows import RowPlan, Rows, make_rows, plan_rows, rows_of
 from dpa1.model.slots import deepmd_order
 from dpa1.model.tabulable import Tabulable
+from dpa1.model.threads import threads_for_blocks
 
 if TYPE_CHECKING:
     from dpa1.simulate.ase import Dpa1Calculator
@@ -176,7 +177,8 @@ class Potential(Tabulable):
         if create_graph:
             return self._predict(batch, index, forces, virial, descriptor, self._whole)
         what = f"{len(batch.numbers)} atoms with {len(batch.centre)} pairs of neighbors"
-        with memory.enough(what, "use fewer atoms at once, or a machine with more", batch.positions.device):
+        remedy = "use fewer atoms at once, or a machine with more"
+        with memory.enough(what, remedy, batch.positions.device), threads_for_blocks(len(batch.centre)):
             return self._predict(batch, index, forces, virial, descriptor, self._in_chunks)
 
     def _predict(

@@ -1,15 +1,17 @@
 """Blocks of atoms on several CPU threads: each thread takes a block of its own.
 
 The operations on one block are too short to be shared out: with all threads on each of them, waiting for one another
-takes a third of the time.
+takes a third of the time. Nor are those between the blocks of a small system: after each of them torch's threads
+stay awake for a while, on the cores that the next blocks need.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain, islice
 from typing import TypeVar
@@ -19,17 +21,46 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 LEAST_SLOTS = 500  # of a block: below, the calls cost more than the arithmetic
+SHARED_PAIRS = 400_000  # of neighbours: from here on operations on all of them are worth sharing out
+
+
+class _State(threading.local):
+    team = 0  # threads for blocks, where this thread does the rest alone
+
+
+_state = _State()
+
+
+@contextmanager
+def threads_for_blocks(pairs: int) -> Iterator[None]:
+    """Inside, only blocks are shared out, unless there are many ``pairs``; this thread does alone what is between."""
+    count = torch.get_num_threads()
+    if _state.team or count == 1 or pairs >= SHARED_PAIRS:
+        yield
+        return
+    _state.team = count
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _state.team = 0
+        torch.set_num_threads(count)
+
+
+def thread_count() -> int:
+    """How many threads work on blocks at once."""
+    return _state.team or torch.get_num_threads()
 
 
 def spread(
     items: Iterable[T], work: Callable[[T], R], take: Callable[[R], None] | None = None, parallel: bool = True
 ) -> None:
-    """``work`` of every item on ``torch.get_num_threads()`` threads; a single item gets all threads for itself.
+    """``work`` of every item on ``thread_count()`` threads; a single item by this one.
 
     ``take`` receives the results in the order of the items, whichever thread ends first, so sums are reproducible.
     The first exception is raised as soon as the other threads have finished what they were at.
     """
-    count, rest = torch.get_num_threads() if parallel else 1, iter(items)
+    count, rest = thread_count() if parallel else 1, iter(items)
     first = list(islice(rest, 2))
     todo = chain(first, rest)
     if count == 1 or len(first) < 2:
@@ -79,7 +110,7 @@ def spread(
 
 def even_slots(slots: int, most: int) -> int:
     """How large blocks of at most ``most`` slots should be, of ``slots`` in all, for the threads to end together."""
-    count = torch.get_num_threads()
+    count = thread_count()
     if count == 1 or slots <= LEAST_SLOTS:
         return most
     blocks = math.ceil(math.ceil(slots / most) / count) * count
@@ -89,13 +120,14 @@ def even_slots(slots: int, most: int) -> int:
 
 @cache
 def _pool(count: int) -> ThreadPoolExecutor:
+    mine = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "dpa1-block", initializer=_alone)
     barrier = threading.Barrier(count + 1)
     for _ in range(count):
         pool.submit(barrier.wait)
     barrier.wait()
     # The threads' own setting has become the default of threads yet to come; this one's and theirs differ.
-    torch.set_num_threads(count)
+    torch.set_num_threads(mine)
     return pool
 
 

@@ -13,6 +13,7 @@ from dpa1.model import memory
 from dpa1.model.blockwise import Blockwise
 from dpa1.model.metrics import frame_sums
 from dpa1.model.potential import Potential
+from dpa1.model.threads import threads_for_blocks
 from dpa1.training.bias import Pins
 from dpa1.training.distributed import World
 from dpa1.training.loss import Loss
@@ -61,6 +62,10 @@ class Step:
 
     def __call__(self, batches: Sequence[Batch], rate: float, ramp: float, stop: bool = False) -> Outcome:
         """Update the weights from this process's ``batches`` with learning rate ``rate``."""
+        with threads_for_blocks(sum(len(batch.centre) for batch in batches)):
+            return self._update(batches, rate, ramp, stop)
+
+    def _update(self, batches: Sequence[Batch], rate: float, ramp: float, stop: bool) -> Outcome:
         self.optimizer.zero_grad(set_to_none=True)
         frames = sum(len(batch) for batch in batches)
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
