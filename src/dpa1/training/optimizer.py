@@ -16,7 +16,8 @@ SMALLEST_MATRIX = 4  # rows or columns below which orthogonalising a matrix has 
 class Muon:
     """Orthogonalised momentum for weight matrices (torch.optim.Muon), Adam for everything else.
 
-    The step of a matrix has the root mean square that Adam's would have, so one learning rate serves both.
+    The step of a matrix has the root mean square that Adam's would have, so one learning rate serves both. Weight decay
+    acts on the matrices alone: their steps do not shrink with the gradient, so in long runs they grow without it.
     """
 
     def __init__(self, parameters: Sequence[Tensor], config: OptimizerConfig) -> None:
@@ -30,7 +31,7 @@ class Muon:
         if others:
             self._parts.append(
                 torch.optim.AdamW(
-                    others, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=decay, fused=True
+                    others, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=0.0, fused=True
                 )
             )
 

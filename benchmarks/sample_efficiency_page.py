@@ -1,0 +1,153 @@
+"""The page of benchmarks/sample_efficiency.py: learning curves, tables, frames saved at equal force error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from common import machine, save, table
+from sample_efficiency import ARMS, STEPS, TASKS, ZERO, Run
+
+Curve = dict[int, list[float]]  # frames → one number per seed
+QUANTITIES = (("force_rmse_meV_A", "force RMSE (meV/Å)"), ("energy_rmse_meV_atom", "energy RMSE (meV/atom)"))
+
+
+def curves(rows: Sequence[dict[str, Any]], quantity: str) -> dict[tuple[str, str], Curve]:
+    """(task, arm) → curve."""
+    found: dict[tuple[str, str], Curve] = defaultdict(lambda: defaultdict(list))
+    for row in sorted(rows, key=lambda row: (row["frames"], row["seed"])):
+        found[row["task"], row["arm"]][row["frames"]].append(row[quantity])
+    return found
+
+
+def frames_needed(scratch: Curve, error: float) -> tuple[float, str]:
+    """Frames with which the curve reaches ``error``, by interpolation of logarithms; '>' or '<' where it ends before."""
+    sizes = sorted(n for n in scratch if n != ZERO)
+    errors = [median(scratch[n]) for n in sizes]
+    # The best error up to each size: a curve that goes up again has still reached what it reached.
+    best = np.minimum.accumulate(errors)
+    if error >= best[0]:
+        return float(sizes[0]), "<"
+    if error < best[-1]:
+        return float(sizes[-1]), ">"
+    place = int(np.argmax(best <= error))
+    x0, x1, y0, y1 = np.log([sizes[place - 1], sizes[place], best[place - 1], best[place]])
+    return float(np.exp(x0 + (x1 - x0) * (np.log(error) - y0) / (y1 - y0))), ""
+
+
+def factors(scratch: Curve, finetune: Curve) -> dict[int, tuple[float, str]]:
+    """For each size of the fine-tuned curve, the factor in frames that training from scratch needs."""
+    found = {}
+    for frames in sorted(n for n in finetune if n != ZERO and n in scratch):
+        needed, bound = frames_needed(scratch, median(finetune[frames]))
+        found[frames] = (needed / frames, bound)
+    return found
+
+
+def write_page(args: argparse.Namespace) -> None:
+    rows = [json.loads(path.read_text()) for path in sorted(args.work.glob("*/result.json"))]
+    wanted = {
+        Run(task, arm, frames, seed).name
+        for task in TASKS for arm in ARMS for frames in (ZERO, *STEPS) for seed in args.seeds
+    }  # fmt: skip
+    rows = [row for row in rows if _name(row) in wanted]
+    note = args.work / "note.md"
+    save({"machine": machine(), "base": args.base, "arms": ARMS, "steps": STEPS, "results": rows},
+         args.output / "raw/sample-efficiency.json")  # fmt: skip
+    force = curves(rows, QUANTITIES[0][0])
+    plot(rows, args.output / "sample-efficiency.png")
+    parts = [INTRODUCTION.format(base=args.base, seeds=len(args.seeds)), "![Learning curves](sample-efficiency.png)\n"]
+    parts += ["## Frames saved at equal force error\n", summary(force)]
+    for task in TASKS:
+        parts += [f"## {task.name}\n", f"{task.what[0].upper()}{task.what[1:]}.\n", task_table(rows, task.name)]
+    parts.append(note.read_text() if note.exists() else "")
+    parts.append(
+        "Command: `python benchmarks/sample_efficiency.py run --workers 2 && python benchmarks/sample_efficiency.py page`. "
+        f"{machine()}.\nRaw: [raw/sample-efficiency.json](raw/sample-efficiency.json).\n"
+    )
+    (args.output / "sample-efficiency.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
+
+
+INTRODUCTION = """# Sample efficiency: from scratch and from the pretrained model
+
+Force and energy errors on the test split of four tasks that are in none of the pretraining data, after training from scratch
+and after fine-tuning `{base}`. Both arms have the same architecture, frames, batches, loss, number of optimizer steps and
+schedule; each learns at the rate that was best for it in short trials. {seeds} seeds, which draw both the frames and the
+initial weights; medians, with the range in brackets. Energies carry a per-element bias fitted to the training frames in both
+arms. *Zero-shot* is the pretrained model with its energy bias refitted to 8 frames, nothing else changed.
+"""
+
+
+def summary(force: dict[tuple[str, str], Curve]) -> str:
+    """Factor per task and size."""
+    sizes = sorted({n for curve in force.values() for n in curve if n != ZERO})
+    body = []
+    for task in TASKS:
+        found = factors(force[task.name, "scratch"], force[task.name, "finetune"])
+        cells = [f"{found[n][1]} {found[n][0]:.1f}".strip() if n in found else "–" for n in sizes]
+        body.append([task.name, *cells])
+    return (
+        "Frames that training from scratch needs for the force RMSE that fine-tuning reaches with n frames, over n "
+        "(medians over seeds, interpolated between sizes). `>`: more than all frames of the curve; `<`: fewer than its "
+        "smallest set.\n\n" + table(["task", *(f"n = {n}" for n in sizes)], body)
+    )
+
+
+def task_table(rows: Sequence[dict[str, Any]], task: str) -> str:
+    """Errors of both arms at every size."""
+    header = ["frames", "steps"]
+    for _, title in QUANTITIES:
+        header += [f"{title}, scratch", "fine-tuned"]
+    found = [curves(rows, quantity) for quantity, _ in QUANTITIES]
+    sizes = sorted(set(found[0][task, "scratch"]) | set(found[0][task, "finetune"]))
+    steps = {row["frames"]: row["steps"] for row in rows if row["task"] == task}
+    body = [
+        ["zero-shot" if n == ZERO else n, steps[n], *(_cell(f[task, arm].get(n)) for f in found for arm in ARMS)]
+        for n in sizes
+    ]
+    return table(header, body)
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """One panel per task, force error over frames, seeds as dots, medians as lines."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    force = curves(rows, QUANTITIES[0][0])
+    figure, panels = plt.subplots(1, len(TASKS), figsize=(4 * len(TASKS), 3.6), layout="constrained")
+    for panel, task in zip(panels, TASKS, strict=True):
+        for arm, colour, label in (("scratch", "#888888", "from scratch"), ("finetune", "#c1440e", "fine-tuned")):
+            curve = {n: errors for n, errors in force[task.name, arm].items() if n != ZERO}
+            panel.plot(list(curve), [median(errors) for errors in curve.values()], "-", color=colour, label=label)
+            for n, errors in curve.items():
+                panel.plot([n] * len(errors), errors, ".", color=colour, markersize=5)
+        for error in force[task.name, "finetune"].get(ZERO, [])[:1]:
+            panel.axhline(error, color="#c1440e", linestyle=":", linewidth=1, label="zero-shot")
+        panel.set(xscale="log", yscale="log", xlabel="training frames", title=task.name)
+        panel.set_xticks(list(STEPS), [str(n) for n in STEPS])
+        panel.minorticks_off()
+    panels[0].set_ylabel("test force RMSE (meV/Å)")
+    panels[0].legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _cell(errors: Sequence[float] | None) -> str:
+    if not errors:
+        return "–"
+    low, high = min(errors), max(errors)
+    return f"{median(errors):.3g} ({low:.3g}–{high:.3g})" if len(errors) > 1 else f"{errors[0]:.3g}"
+
+
+def _name(row: dict[str, Any]) -> str:
+    task = next(task for task in TASKS if task.name == row["task"])
+    run = Run(task, row["arm"], row["frames"], row["seed"])
+    return run.name if run.steps == row["steps"] and all(row[k] == v for k, v in run.settings.items()) else ""
