@@ -1,0 +1,83 @@
+"""Test frames that are training frames in disguise, and frames that only look alike."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from dpa1.data.dataset import ListDataset
+from dpa1.errors import UserError
+from dpa1.frames import make_frame
+from dpa1.training.overlap import check_overlap, overlap
+
+
+def dataset(frames, source="some.xyz"):
+    return ListDataset(
+        [
+            make_frame(a.numbers, a.positions, a.cell.array, a.pbc, energy=float(k), source=source, index=k)
+            for k, a in enumerate(frames)
+        ]
+    )
+
+
+def alloy(seed, amplitude=0.1, pbc=True):
+    atoms = bulk("Cu", cubic=True) * (2, 2, 1)
+    atoms.symbols[::3] = "O"
+    atoms.set_cell(atoms.cell.array + np.array([[0, 0.3, 0], [0, 0, 0.2], [0.1, 0, 0]]), scale_atoms=True)
+    atoms.rattle(amplitude, seed=seed)
+    atoms.pbc = pbc
+    return atoms
+
+
+def disguised(atoms, seed=0):
+    """The same structure: turned, shifted, wrapped by cell vectors, in another order."""
+    rng = np.random.default_rng(seed)
+    other = atoms[rng.permutation(len(atoms))]
+    other.positions += rng.integers(-2, 3, (len(atoms), 3)) * atoms.pbc @ atoms.cell.array
+    other.positions += rng.normal(size=3)
+    other.rotate(40, (1, 2, 3), rotate_cell=True)
+    return other
+
+
+@pytest.mark.parametrize("pbc", [True, (True, True, False), False])
+def test_disguises_are_seen(pbc):
+    train = [alloy(seed, pbc=pbc) for seed in range(6)]
+    found = overlap(dataset(train), dataset([disguised(train[4], 1), alloy(9, pbc=pbc), disguised(train[2], 2)]))
+    assert found == [(4, 0), (2, 2)]
+
+
+def test_molecules_in_another_order():
+    train = []
+    for seed in range(4):
+        train.append(molecule("CH3CH2OH"))
+        train[-1].rattle(0.05, seed=seed)
+    assert overlap(dataset(train), dataset([disguised(train[3])])) == [(3, 0)]
+
+
+@pytest.mark.parametrize("pbc", [True, (True, True, False), False])
+def test_a_step_of_dynamics_is_another_frame(pbc):
+    """Neighbouring frames of a trajectory, of which one atom moved by 0.01 Å."""
+    atoms = alloy(0, pbc=pbc)
+    moved = atoms.copy()
+    moved.positions[3, 0] += 0.01
+    assert overlap(dataset([atoms]), dataset([disguised(moved)])) == []
+
+
+def test_exchanged_elements_and_strained_cells_are_other_frames():
+    crystal = bulk("Cu", cubic=True) * (2, 1, 1)
+    one, two, strained = crystal.copy(), crystal.copy(), crystal.copy()
+    one.symbols[[0, 1]], two.symbols[[0, 4]] = "Au", "Au"
+    strained.set_cell(crystal.cell.array * 1.001, scale_atoms=True)
+    assert overlap(dataset([one, crystal]), dataset([two, strained])) == []
+    assert overlap(dataset([one, crystal]), dataset([disguised(two), disguised(crystal)])) == [(1, 1)]
+
+
+def test_one_atom():
+    atoms = Atoms("H", positions=[[0, 0, 0]])
+    assert overlap(dataset([atoms]), dataset([atoms])) == [(0, 0)]
+
+
+def test_refusal_names_file_and_frame():
+    train = dataset([alloy(0), alloy(1)], "train.xyz")
+    with pytest.raises(UserError, match=r"1 of 2 test frames are training frames.*test.xyz.*0.*= train.xyz.*1"):
+        check_overlap(train, dataset([disguised(alloy(1)), alloy(5)], "test.xyz"), "test")
