@@ -15,7 +15,7 @@ endif
 
 help:
 	@echo "make test    run the tests (ARGS='-m slow' for the long ones)"
-	@echo "make demo    train, evaluate and simulate on bundled data, in a few minutes"
+	@echo "make demo    fine-tune the shipped model on bundled data, next to one from scratch, and simulate (ARGS='--frames 20')"
 	@echo "make bench   speed and memory next to DeePMD-kit, which it installs (ARGS='--quick' for two minutes)"
 	@echo "make pretrain DATASETS=folder FOLDER=runs/pbe    pretrain the shipped model anew, or go on with it (hours)"
 	@echo "make check   style, types and layering"

@@ -66,14 +66,8 @@ def element_figure(elements: ElementMap) -> Figure:
     return figure
 
 
-def element_page(
-    elements: ElementMap, path: str | Path, *, title: str, subtitle: str, tables: Sequence[Table], texts: Sequence[str],
-    reasons: Sequence[str] = (),
-) -> None:  # fmt: skip
-    """Write the page: the first three components one can turn, by period and by group, and the numbers.
-
-    texts: above the picture.  tables, reasons: numbers, and sentences on those that cannot be computed.
-    """
+def element_scenes(elements: ElementMap) -> list[Scene]:
+    """The first three components one can turn: by period and by group."""
     points = _padded(elements.components, 3)
     size = 0.010 * float(np.linalg.norm(np.ptp(points, axis=0))) or 1.0
     lines = [
@@ -95,12 +89,23 @@ def element_page(
         ]
         return Scene(f"Coloured by {name}; lines follow the periods.", rows, lines)
 
-    by_period = scene("period", [PERIODS[row - 1] for row in elements.periods])
-    by_group = scene(
-        "group (from blue, group 1, to red, group 18; the f-block is grey)", list(map(group_colour, elements.groups))
-    )
+    by_group = "group (from blue, group 1, to red, group 18; the f-block is grey)"
+    return [
+        scene("period", [PERIODS[row - 1] for row in elements.periods]),
+        scene(by_group, list(map(group_colour, elements.groups))),
+    ]
+
+
+def element_page(
+    elements: ElementMap, path: str | Path, *, title: str, subtitle: str, tables: Sequence[Table], texts: Sequence[str],
+    reasons: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Write the page: the first three components one can turn, by period and by group, and the numbers.
+
+    texts: above the picture.  tables, reasons: numbers, and sentences on those that cannot be computed.
+    """
     sections = [
-        Section("First three principal components", texts, scenes=[by_period, by_group], large=True),
+        Section("First three principal components", texts, scenes=element_scenes(elements), large=True),
         Section("Numbers against chance", reasons, tables=tables),
     ]
     write_page(path, title, subtitle, sections)
