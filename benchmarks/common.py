@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import platform
@@ -69,6 +71,13 @@ def errors(model: Path, data: Path | Sequence[Path]) -> dict[str, float]:
         "energy_rmse_meV_atom": round(1e3 * metrics["energy_rmse"], 3),
         "force_rmse_meV_A": round(1e3 * metrics["force_rmse"], 2),
     }
+
+
+def structures(path: Path) -> list[Any]:
+    """All structures of a gzipped extended XYZ file, decompressed first: ASE seeks in it, which takes minutes instead."""
+    from ase.io import read
+
+    return read(io.StringIO(gzip.decompress(path.read_bytes()).decode()), ":", format="extxyz")
 
 
 def machine() -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +20,23 @@ from ase.io import write
 
 from dpa1.analysis.evaluate import evaluate
 from dpa1.config.run import config_from
+from dpa1.data.dataset import ListDataset
+from dpa1.data.read import iter_frames
 from dpa1.errors import RunError, UserError
 from dpa1.frames import Frame, from_ase, make_frame, to_ase, voigt_to_matrix
 from dpa1.interop.load import load_potential
+from dpa1.model.inference import check_elements
 from dpa1.model.potential import Potential
+from dpa1.training.overlap import overlap
 from dpa1.workflow import train
 
 if TYPE_CHECKING:
     from dpa1.training.run import RunResult
 
+FEWEST = 10
 HELD_BACK = 0.1  # of the structures, whose copies are left out of training, too
 TIMED_ATOMS, REPEATS = 200, 5
+LONGEST = 60.0  # s after which timing ends, for a teacher that takes minutes for a structure
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Distilled:
     against_teacher: errors of the student, as ``evaluate`` gives them, on structures held back, labelled by the teacher.
     teacher, student: errors of both against the labels the structures came with; empty without such labels.
     seconds: ``teacher``, ``student`` and ``tabulated`` student → processor seconds per call for ``timed_atoms`` atoms.
+    notes: what else there is to say: structures given twice, tables that could not be made.
     """
 
     model: Path
@@ -49,11 +59,12 @@ class Distilled:
     student: dict[str, Any]
     seconds: dict[str, float]
     timed_atoms: int
+    notes: tuple[str, ...] = ()
 
 
 def distill(
     teacher: BaseCalculator | Potential | str | Path,
-    structures: Iterable[Frame | Atoms],
+    structures: str | Path | Iterable[Frame | Atoms],
     *,
     output: str | Path = "distilled",
     size: str = "small",
@@ -65,45 +76,70 @@ def distill(
     seed: int = 1,
     level: str | None = None,
     quiet: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Distilled:
     """Label structures with a teacher and train a student without attention layers on them.
 
     Parameters
     ----------
     teacher: any ASE calculator, a potential, or a model file.
-    structures: their own labels are used for one thing only, to compare teacher and student with them.
+    structures: frames, ASE atoms or a path; those given twice count once. Their own labels are used for one thing only, to
+        compare teacher and student with them.
     output: new run folder.
     size: of the student (``small``, ``base``, ``large``), always without attention layers.
     cutoff: Å; the teacher's when it is a potential, else 6.
     augment: copies of each structure, moved by a normal ``rattle`` (Å) and strained by up to ``strain``.
     level: level of theory of a teacher that holds several.
+    progress: called with (structures labelled, structures to label).
 
     Raises
     ------
     UserError
-        fewer than 10 structures, an output folder with files.
+        fewer than 10 different structures, an output folder with files, a teacher that is no calculator, a structure with an
+        element that a teacher of this package does not know.
     RunError
-        when the teacher fails on a structure, which is named.
+        when the teacher fails on a structure, which is named, or its energy or forces are not finite.
     """
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: already holds something; choose another --output")
-    frames = [
-        f if isinstance(f, Frame) else from_ase(f, source="structures", index=k) for k, f in enumerate(structures)
-    ]
-    if len(frames) < 10:
-        raise UserError(f"{len(frames)} structures are too few to train and test a student; give at least 10")
+    if min(augment, rattle, strain) < 0:
+        raise UserError("augment, rattle and strain must not be negative")
+    if augment and not (rattle or strain):
+        raise UserError(
+            "copies that are neither rattled nor strained teach nothing; give --rattle or --strain, or no copies"
+        )
+    frames = _frames(structures)
     calculator, potential = _calculator(teacher, level)
-    order = np.random.default_rng([seed, 0xD157]).permutation(len(frames))
-    held, rest = np.split(order, [max(1, round(HELD_BACK * len(frames)))])
+    if potential is not None:
+        for frame in frames:
+            check_elements(frame, potential)
+    data = ListDataset(frames)
+    different = [k for first, k in overlap(data, data) if first == k]
+    if len(different) < FEWEST:
+        twice = f" ({len(frames)} with those given twice)" if len(different) < len(frames) else ""
+        raise UserError(
+            f"{len(different)} structures{twice} are too few to train and test a student; give at least {FEWEST}"
+        )
+    rest, held = data.subset(different).split(HELD_BACK, seed)
+    if lonely := sorted(set(held.elements) - set(rest.elements)):
+        raise UserError(
+            f"{held[0].name}: no other structure has {', '.join(lonely)}, so it cannot be held back; give more with it"
+        )
     rng = np.random.default_rng([seed, 0xA06])
-    copies = [_moved(frames[i], rng, rattle, strain) for i in rest for _ in range(augment)]
-    parts = {"train": [*(frames[i] for i in rest), *copies], "test": [frames[i] for i in held]}
-    labelled = {name: [label(calculator, frame) for frame in part] for name, part in parts.items()}
+    copies = [_moved(frame, rng, rattle, strain) for frame in rest for _ in range(augment)]
+    parts, total, done = {"train": [*rest, *copies], "test": list(held)}, len(different) + len(copies), 0
+    labelled: dict[str, list[Frame]] = {name: [] for name in parts}
+    for name, part in parts.items():
+        for frame in part:
+            labelled[name].append(label(calculator, frame))
+            done += 1
+            if progress:
+                progress(done, total)
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in labelled.items():
         write(folder / f"{name}.xyz", [to_ase(frame) for frame in part], format="extxyz")
-    virial = all(frame.virial is not None for frame in labelled["train"])
+    virial = any(frame.virial is not None for frame in labelled["train"])  # frames without a volume have none
     run = train(
         config_from(
             {
@@ -111,7 +147,7 @@ def distill(
                 "model": {
                     "size": size,
                     "attention_layers": 0,
-                    "cutoff": cutoff or (potential.cutoff if potential else 6.0),
+                    "cutoff": cutoff if cutoff is not None else potential.cutoff if potential else 6.0,
                 },
                 "training": {"steps": steps},
                 "loss": {"virial": [0.1, 1.0]} if virial else {},
@@ -123,57 +159,94 @@ def distill(
         quiet=quiet,
     )
     student = load_potential(run.model)
-    own = [frames[i] for i in held if frames[i].energy is not None or frames[i].forces is not None]
-    seconds, atoms = speeds({"teacher": calculator, "student": student.calculator(),
-                             "tabulated": student.calculator(tabulate=True)}, parts["test"])  # fmt: skip
-    return Distilled(
+    own = [
+        (mine, f.replace(level=None))
+        for mine, f in zip(labelled["test"], held, strict=True)
+        if (f.energy is not None or f.forces is not None) and (f.level is None or level is None or f.level == level)
+    ]
+    fast: dict[str, BaseCalculator] = {"teacher": calculator, "student": student.calculator()}
+    notes = [f"{len(frames) - len(different)} of {len(frames)} structures were given twice and count once"]
+    notes = notes if len(different) < len(frames) else []
+    try:
+        fast["tabulated"] = student.calculator(tabulate=True)
+    except RunError as error:
+        notes.append(f"no tables: {error}")
+    seconds, atoms = speeds(fast, labelled["test"], repeat=potential is not None)
+    result = Distilled(
         run.model,
         run,
         evaluate(student, labelled["test"]),
-        _errors_of(labelled["test"], [frames[i] for i in held]) if own else {},
-        evaluate(student, [f.replace(level=None) for f in own]) if own else {},
+        _errors_of([mine for mine, _ in own], [frame for _, frame in own]) if own else {},
+        evaluate(student, [frame for _, frame in own]) if own else {},
         seconds,
         atoms,
+        tuple(notes),
     )
+    (folder / "distilled.json").write_text(json.dumps(_record(result), indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _frames(structures: str | Path | Iterable[Frame | Atoms]) -> list[Frame]:
+    if isinstance(structures, str | Path):
+        return list(iter_frames(structures))
+    if isinstance(structures, Atoms):
+        raise UserError("one structure is too few to train and test a student; give a list")
+    return [f if isinstance(f, Frame) else from_ase(f, source="structures", index=k) for k, f in enumerate(structures)]
 
 
 def label(calculator: BaseCalculator, frame: Frame) -> Frame:
     """The frame with the calculator's energy, forces and, where it has a volume and the calculator can, virial."""
     atoms = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
     atoms.calc = calculator
+    virial = None
     try:
         energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        if frame.pbc.all():
+            with suppress(PropertyNotImplementedError, NotImplementedError):  # then the student learns without
+                virial = -voigt_to_matrix(np.asarray(atoms.get_stress())) * frame.volume
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise RunError(f"{frame.name}: the teacher failed ({type(error).__name__}: {reason})") from error
-    virial = None
-    if frame.pbc.all():
-        with suppress(PropertyNotImplementedError, NotImplementedError):  # then the student learns without
-            virial = -voigt_to_matrix(np.asarray(atoms.get_stress())) * frame.volume
+    if not (np.isfinite(energy) and np.isfinite(forces).all() and (virial is None or np.isfinite(virial).all())):
+        raise RunError(f"{frame.name}: the teacher's energy, forces or stress are not finite; leave this structure out")
     return make_frame(
         frame.numbers, frame.positions, frame.cell, frame.pbc, energy=energy, forces=forces, virial=virial,
         source=frame.source, index=frame.index,
     )  # fmt: skip
 
 
-def speeds(calculators: dict[str, BaseCalculator], frames: Sequence[Frame]) -> tuple[dict[str, float], int]:
-    """Median processor seconds per energy-and-force call, all calculators in turn; and for how many atoms."""
+def speeds(
+    calculators: dict[str, BaseCalculator], frames: Sequence[Frame], *, repeat: bool = True
+) -> tuple[dict[str, float], int]:
+    """Median processor seconds per energy-and-force call, all calculators in turn; and for how many atoms.
+
+    ``repeat``: a periodic structure of less than 200 atoms is repeated, which a calculator of another kind may not afford.
+    """
     largest = to_ase(max(frames, key=len))
     largest.calc = None
-    if largest.pbc.all() and len(largest) < TIMED_ATOMS:
-        largest = largest.repeat(max(1, round((TIMED_ATOMS / len(largest)) ** (1 / 3))))
+    if repeat and largest.pbc.all() and len(largest) < TIMED_ATOMS:
+        largest = largest.repeat(math.ceil((TIMED_ATOMS / len(largest)) ** (1 / 3)))
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {name: [] for name in calculators}
+    begun = time.perf_counter()
     for turn in range(REPEATS + 1):
         for name, calculator in calculators.items():
             atoms = largest.copy()
             atoms.positions += rng.normal(0.0, 1e-3, atoms.positions.shape)
             atoms.calc = calculator
-            begun = time.process_time()
+            before = _processor_time()
             atoms.get_forces()
             if turn:  # the first call of each warms up
-                found[name].append(time.process_time() - begun)
+                found[name].append(_processor_time() - before)
+        if turn and time.perf_counter() - begun > LONGEST:
+            break
     return {name: statistics.median(values) for name, values in found.items()}, len(largest)
+
+
+def _processor_time() -> float:
+    """Seconds of this process and of the programs it called, as many ASE calculators do."""
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
 
 
 def _calculator(teacher: Any, level: str | None) -> tuple[BaseCalculator, Potential | None]:
@@ -183,6 +256,11 @@ def _calculator(teacher: Any, level: str | None) -> tuple[BaseCalculator, Potent
         return potential.calculator(**({} if level is None else {"level": level})), potential
     if level is not None:
         raise UserError("--level belongs to a dpa1 model; leave it out for this teacher")
+    if isinstance(potential, type):
+        raise UserError(f"the teacher is the class {potential.__name__}; give a calculator: {potential.__name__}()")
+    able = all(callable(getattr(potential, name, None)) for name in ("get_potential_energy", "get_forces"))
+    if not able or isinstance(potential, Atoms):
+        raise UserError(f"the teacher is {type(potential).__name__}, no ASE calculator")
     return potential, None
 
 
@@ -221,4 +299,16 @@ def table(result: Distilled) -> str:
     lines.append(f"{'processor time':<34}{'ms/call':>17}{'faster':>13}   ({result.timed_atoms} atoms)")
     first = result.seconds["teacher"]
     lines += [f"{n:<34}{1e3 * s:>17.4g}{first / max(s, 1e-9):>12.3g}×" for n, s in result.seconds.items()]
-    return "\n".join([*lines, f"student: {result.model}"])
+    return "\n".join([*lines, *result.notes, f"student: {result.model}"])
+
+
+def _record(result: Distilled) -> dict[str, Any]:
+    """What ``distilled.json`` holds: errors in eV/atom and eV/Å (null where there are none), processor seconds."""
+    errors = {"student_against_teacher": result.against_teacher, "teacher": result.teacher, "student": result.student}
+    keys = ("energy_rmse", "force_rmse")
+    return {
+        **{name: {k: e[k] if math.isfinite(e[k]) else None for k in keys} for name, e in errors.items() if e},
+        "seconds_per_call": result.seconds,
+        "timed_atoms": result.timed_atoms,
+        "notes": result.notes,
+    }
