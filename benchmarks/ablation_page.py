@@ -105,10 +105,10 @@ def findings(rows: Rows) -> str:
             name, none = f"{case.name} ({test.what})", own[VARIANTS[0]]
             changes = [(n, _change(own[n, True], none)) for n in (1, 2, 3) if own[n, True] and none]
             if changes:
-                layers.append(f"{name} {', '.join(f'{c:+.0f} %' for _, c in changes)}")
-            pairs = [_change(own[n, True], own[n, False]) for n in (1, 2, 3) if own[n, True] and own[n, False]]
+                layers.append(f"{name} {', '.join(f'{n}: {c:+.0f} %' for n, c in changes)}")
+            pairs = [(n, _change(own[n, True], own[n, False])) for n in (1, 2, 3) if own[n, True] and own[n, False]]
             if pairs:
-                gates.append(f"{name} {mean(pairs):+.0f} % ({', '.join(f'{p:+.0f}' for p in pairs)})")
+                gates.append(f"{name} {', '.join(f'{n}: {p:+.0f} %' for n, p in pairs)}")
     seeds = len({row["seed"] for row in rows})
     caution = (
         "one seed each, so differences of some per cent may be chance"
@@ -116,9 +116,8 @@ def findings(rows: Rows) -> str:
         else f"means over {seeds} seeds, whose spread is in the tables"
     )
     return (
-        f"One, two and three gated layers change the force RMSE, against none, by: {'; '.join(layers)} ({caution}). "
-        f"The gate changes it, against the same number of layers without, by: {'; '.join(gates) or 'not measured'} (mean, and "
-        "1, 2, 3 layers)."
+        f"Gated layers change the force RMSE, against no layer, by (number of layers: change): {'; '.join(layers)} – {caution}. "
+        f"The gate changes it, against as many layers without, by: {'; '.join(gates) or 'not measured'}."
     )
 
 
