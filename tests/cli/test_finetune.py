@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from ase.calculators.emt import EMT
 from ase.io import read, write
 
 from dpa1.distill import distill
@@ -67,10 +68,11 @@ def test_distill_from_a_function(capsys, data, tmp_path):
 
 
 def test_distill_refuses(tmp_path):
-    with pytest.raises(UserError, match="too few"):
+    # The teacher first: without one the structures' elements cannot be checked.
+    with pytest.raises(UserError, match="none.dpa1: no such file"):
         distill("none.dpa1", emt_frames(3), output=tmp_path / "out")
-    from ase.calculators.emt import EMT
-
+    with pytest.raises(UserError, match="3 structures are too few"):
+        distill(EMT(), emt_frames(3), output=tmp_path / "out")
     frames = emt_frames(10)
     frames[4].symbols[0] = "U"
     with pytest.raises(RunError, match="frame 4: the teacher failed"):
