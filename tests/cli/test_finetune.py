@@ -69,7 +69,7 @@ def test_distill_from_a_function(capsys, data, tmp_path):
 
 def test_distill_refuses(tmp_path):
     # The teacher first: without one the structures' elements cannot be checked.
-    with pytest.raises(UserError, match="none.dpa1: no such file"):
+    with pytest.raises(UserError, match=r"none\.dpa1: no such file"):
         distill("none.dpa1", emt_frames(3), output=tmp_path / "out")
     with pytest.raises(UserError, match="3 structures are too few"):
         distill(EMT(), emt_frames(3), output=tmp_path / "out")

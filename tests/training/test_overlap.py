@@ -4,11 +4,16 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.io import write
 
+from dpa1.config.run import config_from
 from dpa1.data.dataset import ListDataset
 from dpa1.errors import UserError
 from dpa1.frames import make_frame
 from dpa1.training.overlap import check_overlap, overlap
+from dpa1.training.prepare import open_checked
+from dpa1.training.run import train
+from tests.training.toy import emt_frames, toy_config
 
 
 def dataset(frames, source="some.xyz"):
@@ -81,3 +86,27 @@ def test_refusal_names_file_and_frame():
     train = dataset([alloy(0), alloy(1)], "train.xyz")
     with pytest.raises(UserError, match=r"1 of 2 test frames are training frames.*test.xyz.*0.*= train.xyz.*1"):
         check_overlap(train, dataset([disguised(alloy(1)), alloy(5)], "test.xyz"), "test")
+
+
+@pytest.mark.parametrize(("part", "name"), [("valid", "validation"), ("test", "test")])
+def test_a_run_refuses_files_that_hold_training_frames(tmp_path, part, name):
+    frames = emt_frames(6)
+    write(tmp_path / "train.xyz", frames)
+    write(tmp_path / "other.xyz", [*emt_frames(2, seed=5), frames[4]])
+    with pytest.raises(UserError, match=rf"1 of 3 {name} frames.*other\.xyz, frame 2 = .*train\.xyz, frame 4"):
+        train(toy_config(tmp_path, data={part: str(tmp_path / "other.xyz")}), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_structure_may_be_tested_at_another_level_of_theory(tmp_path):
+    """Of two levels each file is the other's: its labels at this level are not known from training."""
+    sources = {}
+    for seed in (1, 2):
+        write(tmp_path / f"{seed}.xyz", emt_frames(4, seed=seed))
+        sources[seed] = str(tmp_path / f"{seed}.xyz")
+    data = {"train": [{"path": sources[1], "level": "a"}, {"path": sources[2], "level": "b"}], "valid": None}
+    run = config_from(toy_config(tmp_path, data={**data, "test": [{"path": sources[1], "level": "b"}]}), "test")
+    assert len(open_checked(run).test) == 4
+    run = config_from(toy_config(tmp_path, data={**data, "test": [{"path": sources[2], "level": "b"}]}), "test")
+    with pytest.raises(UserError, match="4 of 4 test frames"):
+        open_checked(run)

@@ -20,7 +20,6 @@ from dpa1.model.potential import Potential
 from dpa1.training import bias, defaults, finish
 from dpa1.training.distributed import World
 from dpa1.training.lowrank import MEANING, choose_parameters
-from dpa1.training.overlap import check_overlap
 from dpa1.training.prepare import Data, check, evaluation_loader, sample
 from dpa1.training.residual_bias import fit_shift
 
@@ -77,9 +76,6 @@ class Finetune:
         if config.finetune.replay and not base.replay:
             raise UserError(f"{self.name}: carries no replay set, so its data cannot be replayed; leave --replay out")
         parts, config, lines = _open(config)
-        check_overlap(parts.train, parts.test, "test") if parts.test else None
-        if parts.valid is not None and isinstance(config.data.valid, tuple):
-            check_overlap(parts.train, parts.valid, "validation")
         config, chosen = defaults.choose(config, parts.train)
         own = config.model_copy(update={"model": config.model.model_copy(update={"elements": None})})
         checked = check(own, parts, base.elements)

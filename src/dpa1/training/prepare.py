@@ -21,6 +21,7 @@ from dpa1.errors import UserError, did_you_mean
 from dpa1.model.potential import Potential
 from dpa1.training.distributed import World
 from dpa1.training.loss import LABELS
+from dpa1.training.overlap import check_overlap
 from dpa1.training.statistics import install, measure
 
 SAMPLE_ATOMS = 50_000  # atoms in a sample for statistics at most
@@ -45,7 +46,8 @@ def open_checked(config: RunConfig) -> Data:
     ------
     UserError
         unreadable data, a label the loss asks for that no frame has, a source without any of them, an element only
-        outside the training data, a level of theory that is missing or that no training frame has.
+        outside the training data, a level of theory that is missing or that no training frame has; validation or test
+        files that hold training frames of the same level.
     """
     return check(config, open_data(config.data, config.seed))
 
@@ -66,7 +68,27 @@ def check(config: RunConfig, opened: Parts, known: tuple[str, ...] = ()) -> Data
             raise UserError(f"the {name} data hold {', '.join(unknown)}, which the model does not know; {remedy}")
     parts = {"training": train, "validation": valid, "test": test}
     levels = _levels({name: part for name, part in parts.items() if part is not None})
-    return Data(train, valid, test, elements, levels, tuple(dropped))
+    data = Data(train, valid, test, elements, levels, tuple(dropped))
+    if isinstance(config.data.valid, tuple):  # what was held out of the training data has none of its frames
+        _check_apart(data, valid, "validation")
+    _check_apart(data, test, "test")
+    return data
+
+
+def _check_apart(data: Data, part: Dataset | None, name: str) -> None:
+    """No frame is a training frame of the same level of theory."""
+    if part is None:
+        return
+    if len(data.levels) == 1:
+        check_overlap(data.train, part, name)
+        return
+    for level in data.levels:
+        check_overlap(_of_level(data.train, level), _of_level(part, level), name)
+
+
+def _of_level(part: Dataset, level: str) -> Dataset:
+    levels = part.table.levels
+    return part.subset(np.flatnonzero(part.table.level == levels.index(level)) if level in levels else [])
 
 
 def _levels(parts: dict[str, Dataset]) -> tuple[str, ...]:
