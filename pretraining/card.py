@@ -22,7 +22,8 @@ from dpa1.model.replay import attach_replay
 
 DESCRIPTION = (
     "pbe: a DPA-1 potential pretrained on open PBE data over the periodic table, a start for fine-tuning. "
-    "Level pbe: Materials-Project-like PBE(+U). Level pbe-acwf: non-spin-polarised PBE of the ACWF equations of state."
+    "Level pbe: Materials-Project-like PBE(+U). Level pbe-acwf: non-spin-polarised PBE of the ACWF equations of state. "
+    "Level pbe-lps: PBE of lithium thiophosphates."
 )
 GOOD_FOR = [
     "the base of a fine-tune: dpa1 finetune pbe DATA --level pbe",

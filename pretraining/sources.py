@@ -67,6 +67,10 @@ SOURCES = (
         Source(f"mlearn-{e}", (f"mlearn_{e}/train.xyz.gz",), 0.15, *MLEARN, held=(f"mlearn_{e}/test.xyz.gz",))
         for e in ("Li", "Mo", "Ni", "Si")
     ),
+    Source(
+        "LPS-autoplex", ("LPS_autoplex/train.xyz.gz",), 0.5, "BSD-3-Clause", "github.com/autoatml/autoplex",
+        level="pbe-lps", held=("LPS_autoplex/test.xyz.gz",),
+    ),
     Source("oxides-BO2", ("oxides_BO2_PBE/all.xyz.gz",), 0.2, MIT, "github.com/Open-Catalyst-Project/ocp"),
     Source(
         "acwf-eos", ("acwf_eos_PBE/unaries.xyz.gz", "acwf_eos_PBE/oxides.xyz.gz"), 1.0, MIT,
