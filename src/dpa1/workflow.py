@@ -127,10 +127,11 @@ def _changes(outcome: Outcome) -> list[Section]:
         for part, name in (("valid", "Validation"), ("test", "Test"))
         if change.after.get(part)
     ]
+    none = [] if tables else ["Errors before and after are not measured: there are no validation or test data."]
     sections = [
         Section(
             "Before and after",
-            [f"Fine-tuned from {change.base}, method {change.method}.", *new],
+            [f"Fine-tuned from {change.base}, method {change.method}.", *new, *none],
             tables=tables,
             details=[("Energy bias", change.bias_table)],
         )
@@ -146,36 +147,43 @@ def _changes(outcome: Outcome) -> list[Section]:
 
 def _write(outcome: Outcome, path: Path, sections: Sequence[Section]) -> None:
     from dpa1.analysis.report import Evaluated, sample, survey, write_report
+    from dpa1.data.outliers import summary
 
     data = outcome.data
     every = {"training": data.train, "validation": data.valid, "test": data.test}
     parts = {name: part for name, part in every.items() if part is not None}
     evaluated: list[Evaluated] = []
+    data_notes = summary(data.dropped).split("\n") if data.dropped else []
     for name, key in (("test", "test"), ("validation", "valid")):
         if name in parts and outcome.errors.get(key):
             chosen, note = sample(parts[name])
+            if not len(chosen):
+                data_notes.append(f"The {name} data have no labels, so there are no errors on them.")
+                continue
             frames = (parts[name][int(i)] for i in chosen)
             evaluated.append(survey(outcome.potential, frames, name, result=outcome.errors[key], note=note))
     if not evaluated:
         chosen, _ = sample(data.train)
         frames = (data.train[int(i)] for i in chosen)
-        note = (
-            f"There are no validation or test data: these are {len(chosen):,} of {len(data.train):,} training frames."
-        )
+        note = f"There are no labelled validation or test data: these are {len(chosen):,} of {len(data.train):,} training frames."
         evaluated.append(survey(outcome.potential, frames, "training", note=note))
     parameters = sum(p.numel() for p in outcome.potential.parameters())
     config = outcome.folder / "config.yaml"
     write_report(
         path,
-        title=f"Training run {outcome.folder.resolve().name}",
+        title=f"{'Fine-tuning' if outcome.change else 'Training'} run {outcome.folder.resolve().name}",
         evaluated=evaluated,
         metrics=outcome.folder / "metrics.csv",
         sections=[*_changes(outcome), *sections],
         data=parts,
+        data_notes=data_notes,
         facts=[
             ("steps", f"{outcome.steps:,}"),
             ("time in the training loop", f"{outcome.seconds:,.0f} s"),
             ("parameters", f"{parameters:,}"),
+            ("elements", " ".join(outcome.potential.elements)),
+            ("levels of theory", ", ".join(outcome.potential.levels)),
+            ("seed", str(outcome.config.seed)),
             ("model", str(outcome.folder / "model.dpa1")),
         ],
         config=config.read_text(encoding="utf-8") if config.exists() else "",

@@ -23,6 +23,17 @@ def test_parity(tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
+def test_parity_of_a_single_point_shows_no_rounding_errors(tmp_path):
+    figure = parity(
+        {"energy": (np.array([-2.0]), np.array([-2.0 + 1e-13]))}, {"energy_rmse": 1e-13, "energy_mae": 1e-13}
+    )
+    (axis,) = figure.axes
+    assert np.ptp(axis.get_xlim()) > 1e-3
+    assert axis.lines[0].get_markersize() > 5
+    figure.canvas.draw()
+    assert axis.xaxis.get_offset_text().get_text() == ""
+
+
 def test_learning_curve(tmp_path):
     log = tmp_path / "metrics.csv"
     log.write_text("step,train_energy_rmse,valid_energy_rmse,train_force_rmse\n10,0.2,,1.0\n20,0.1,0.15,0.5\n")
@@ -31,6 +42,9 @@ def test_learning_curve(tmp_path):
     assert {line.get_label() for line in energy.lines} == {"train", "valid"}
     assert [list(line.get_ydata()) for line in energy.lines] == [[200.0, 100.0], [150.0]]
     assert force.get_title() == "force RMSE (meV/Å)"
+    assert all(line.get_marker() == "." for line in energy.lines)  # a curve of one point is seen
+    log.write_text("step,train_energy_rmse,valid_energy_rmse\n10,0.2,0\n20,inf,0\n")
+    assert [list(line.get_xdata()) for line in learning_curve(log).axes[0].lines] == [[10.0]]
     log.write_text("step,loss\n1,2\n")
     with pytest.raises(UserError, match="no column of errors"):
         learning_curve(log)

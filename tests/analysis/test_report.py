@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from ase.data import chemical_symbols
 
 from dpa1.analysis.element_plots import element_page
 from dpa1.analysis.elements import element_map
@@ -129,6 +130,8 @@ def test_a_scene_shows_atoms_cell_and_errors(frames):
     assert shown.points[0][:3] == [3.0, 0.5, 0.5]
     assert len(shown.lines) == 13
     assert shown.lines[-1] == [2.0, 2.0, 2.0, 2.0, 3.5, 2.0, "#7a1fd1"]
+    assert [text for text, _ in shown.key] == ["H", "O"]
+    assert dict(shown.key)["O"] == shown.points[1][4]
     assert "energy -5 meV/atom" in shown.caption
     assert "largest 200 meV/Å on O, atom 1" in shown.caption
     assert len(scene(WorstFrame(frame.replace(pbc=np.zeros(3, bool)), 0.0, None)).lines) == 0
@@ -144,6 +147,24 @@ def test_report_in_a_browser(report, frames, tmp_path):
     assert said == []
     assert [int(n) for n in re.findall(r'data-drawn="(\d+)"', text)] == [len(frames[k]) for k in (3, 2, 1, 0, 4)]
     assert "<h2>Before and after</h2>" in text
+
+
+@needs_browser
+def test_a_page_of_96_elements_fits_a_phone(tmp_path):
+    """Long cells are wrapped: no table needs more than the width of the page, which itself never scrolls sideways."""
+    symbols = " ".join(chemical_symbols[1:97])
+    row = ("training", "15,000", "400,000", "1–300", "energy 15,000, forces 15,000, virial 15,000", symbols)
+    wide = Section("Data", tables=[Table([f"c{k}" for k in range(6)], [row], text=(0, 4, 5))])
+    write_page(tmp_path / "p.html", "P" * 90, "", [wide])
+    ask = "<script>document.body.dataset.widths = [document.documentElement.scrollWidth, document.querySelector('table').offsetWidth]</script>"
+    text = (tmp_path / "p.html").read_text()
+    (tmp_path / "p.html").write_text(text.replace("</body>", ask + "</body>"))
+    for width in (1100, 500):
+        text, said = opened(tmp_path / "p.html", tmp_path, f"--window-size={width},900")
+        assert said == []
+        page, table = map(int, re.search(r'data-widths="(\d+),(\d+)"', text).groups())
+        assert page <= width
+        assert table <= (width if width > 1000 else 800)
 
 
 @needs_browser
@@ -173,5 +194,7 @@ def test_elements_in_a_browser(tmp_path):
     assert said == []
     assert re.findall(r'data-drawn="(\d+)"', text) == ["5", "5"]
     stored = json.loads(re.search(r'<script type="application/json" id="section-1-scene-1">(.*?)</script>', text)[1])
+    assert "period 4</span>" in text
+    assert "group 13</span>" in text
     assert [point[5] for point in stored["points"]] == ["H", "O", "Al", "Cu", "Au"]
     np.testing.assert_allclose([p[:3] for p in stored["points"]], found.components[:, :3], rtol=1e-4)

@@ -4,10 +4,11 @@ import re
 
 import pytest
 import yaml
+from ase.io import write
 
 import dpa1
 from tests.cli.common import call
-from tests.training.toy import toy_config
+from tests.training.toy import emt_frames, toy_config
 
 
 @pytest.fixture
@@ -39,6 +40,18 @@ def test_from_the_command_line_and_evaluated(config, tmp_path, capsys):
     assert "report:" in done.out
     assert "Errors on training data" in titles(tmp_path / "other")
     assert "training frames." in (tmp_path / "other" / "report.html").read_text()
+
+
+def test_test_data_without_labels(config, tmp_path):
+    bare = emt_frames(3, seed=9)
+    for atoms in bare:
+        atoms.calc = None
+    write(tmp_path / "bare.xyz", bare, format="extxyz")
+    result = dpa1.train({**config, "data": {**config["data"], "test": str(tmp_path / "bare.xyz")}}, quiet=True)
+    text = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert "The test data have no labels" in text
+    assert "Errors on validation data" in titles(result.folder)
+    assert "test frames: they have no labels" in (result.folder / "train.log").read_text()
 
 
 def test_a_failing_report_fails_no_run(config, monkeypatch, capsys):

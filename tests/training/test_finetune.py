@@ -193,6 +193,7 @@ def test_fewer_frames_than_elements_is_said(tmp_path, base):
     text = (result.folder / "train.log").read_text()
     assert "fewer frames (1) than elements (2)" in text
     assert "too few to hold any out" in text
+    assert "Errors before and after are not measured" in (result.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_forgetting_is_measured_and_reported(base, data, tmp_path):
@@ -202,6 +203,7 @@ def test_forgetting_is_measured_and_reported(base, data, tmp_path):
     line = next(line for line in text.splitlines() if "replay set  " in line)
     assert f"{1e3 * before['force_rmse']:.4g}" in line
     page = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert "<h1>Fine-tuning run" in page
     assert "Before and after" in page
     assert "Forgetting" in page
     assert tuned.info["finetuned"]["replay_errors"]["after"]["force_rmse"] > 0

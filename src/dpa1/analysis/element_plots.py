@@ -39,24 +39,14 @@ def element_figure(elements: ElementMap) -> Figure:
 
     figure, axes = new_figure(1, 2, width=6.4, height=5.6)
     points = _padded(elements.components, 2)
-    colours = {
-        "period": [PERIODS[row - 1] for row in elements.periods],
-        "group": [group_colour(column) for column in elements.groups],
-    }
-    for axis, (name, own) in zip(axes, colours.items(), strict=True):
+    for axis, name in zip(axes, ("period", "group"), strict=True):
+        own, labels = _colours(elements, name)
         for row, members in _paths(elements):
             colour = PERIODS[row - 1] if name == "period" else "0.75"
             axis.plot(*points[members].T, color=colour, linewidth=0.8, alpha=0.6, zorder=1)
         axis.scatter(points[:, 0], points[:, 1], c=own, s=36, zorder=2, edgecolors="white", linewidths=0.4)
         for symbol, place, colour in zip(elements.symbols, points, own, strict=True):
             axis.annotate(symbol, place, xytext=(3, 3), textcoords="offset points", fontsize=8, color=colour, zorder=3)
-        labels: list[tuple[str, str]]
-        if name == "period":
-            labels = [(f"period {row}", PERIODS[row - 1]) for row in sorted(set(elements.periods))]
-        else:
-            present = {column for column in elements.groups if column is not None}
-            labels = [(f"group {column}", group_colour(column)) for column in sorted(present)]
-            labels += [("f-block", F_BLOCK)] if None in elements.groups else []
         handles = [Line2D([], [], marker="o", linestyle="", color=colour, label=text) for text, colour in labels]
         axis.legend(handles=handles, fontsize=7, ncols=1 if len(handles) < 8 else 2, framealpha=0.8)
         axis.set_title(f"coloured by {name}", fontsize=10)
@@ -82,18 +72,14 @@ def element_scenes(elements: ElementMap) -> list[Scene]:
         )
     ]
 
-    def scene(name: str, colours: Sequence[str]) -> Scene:
+    def scene(name: str, colours: Sequence[str], key: Sequence[tuple[str, str]]) -> Scene:
         rows = [
             [*_plain(place), size, colour, symbol, text]
             for place, colour, symbol, text in zip(points, colours, elements.symbols, titles, strict=True)
         ]
-        return Scene(f"Coloured by {name}; lines follow the periods.", rows, lines)
+        return Scene(f"Coloured by {name}; lines follow the periods.", rows, lines, key)
 
-    by_group = "group (from blue, group 1, to red, group 18; the f-block is grey)"
-    return [
-        scene("period", [PERIODS[row - 1] for row in elements.periods]),
-        scene(by_group, list(map(group_colour, elements.groups))),
-    ]
+    return [scene(name, *_colours(elements, name)) for name in ("period", "group")]
 
 
 def element_page(
@@ -109,6 +95,17 @@ def element_page(
         Section("Numbers against chance", reasons, tables=tables),
     ]
     write_page(path, title, subtitle, sections)
+
+
+def _colours(elements: ElementMap, name: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Colour of every element by period or by group, and what the colours mean."""
+    if name == "period":
+        rows = sorted(set(elements.periods))
+        return [PERIODS[row - 1] for row in elements.periods], [(f"period {row}", PERIODS[row - 1]) for row in rows]
+    columns = sorted({column for column in elements.groups if column is not None})
+    key = [(f"group {column}", group_colour(column)) for column in columns]
+    key += [("f-block", F_BLOCK)] if None in elements.groups else []
+    return list(map(group_colour, elements.groups)), key
 
 
 def _share(elements: ElementMap, k: int) -> str:

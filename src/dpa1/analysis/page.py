@@ -30,11 +30,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Scene:
-    """Points (x, y, z, radius, colour, label, title) and lines (x, y, z, x, y, z, colour) that can be turned."""
+    """Points (x, y, z, radius, colour, label, title) and lines (x, y, z, x, y, z, colour) that can be turned.
+
+    ``key``: (text, colour) of what the colours mean.
+    """
 
     caption: str
     points: Sequence[Sequence[Any]]
     lines: Sequence[Sequence[Any]] = ()
+    key: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)

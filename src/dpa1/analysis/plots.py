@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEW = 100  # points that are drawn large enough to be seen one by one
 PARITY = {
     "energy": ("energy minus energy biases (eV/atom)", 1e3, "meV/atom"),
     "force": ("force component (eV/Å)", 1e3, "meV/Å"),
@@ -31,9 +32,22 @@ def parity(points: Mapping[str, tuple[np.ndarray, np.ndarray]], result: Mapping[
     figure, axes = new_figure(1, len(shown))
     for axis, (quantity, (reference, predicted)) in zip(axes, shown.items(), strict=True):
         label, factor, unit = PARITY[quantity]
-        axis.plot(reference, predicted, ".", markersize=2, alpha=0.5, color="C0", rasterized=True)
-        ends = [min(reference.min(), predicted.min()), max(reference.max(), predicted.max())]
-        axis.plot(ends, ends, color="0.4", linewidth=0.8)
+        few = len(reference) <= FEW
+        axis.plot(
+            reference,
+            predicted,
+            ".",
+            markersize=7 if few else 2,
+            alpha=0.8 if few else 0.5,
+            color="C0",
+            rasterized=True,
+        )
+        low, high = min(reference.min(), predicted.min()), max(reference.max(), predicted.max())
+        if high - low < 1e-6 * max(abs(low), abs(high), 1.0):  # one value: the axes would show rounding errors
+            low, high = low - 1e-3, high + 1e-3
+        axis.plot([low, high], [low, high], color="0.4", linewidth=0.8)
+        axis.locator_params(nbins=5)
+        axis.ticklabel_format(useOffset=False)
         axis.set_xlabel(f"reference {label}")
         axis.set_ylabel("predicted")
         rmse, mae = factor * result[f"{quantity}_rmse"], factor * result[f"{quantity}_mae"]
@@ -82,18 +96,23 @@ def learning_curve(log: str | Path) -> Figure:
         curves = {
             name.removesuffix(f"{quantity}_rmse").strip("_/ ") or "error": factor * values
             for name, values in table.items()
-            if name.endswith(f"{quantity}_rmse") and np.isfinite(values).any()
+            if name.endswith(f"{quantity}_rmse") and (np.isfinite(values) & (values > 0)).any()
         }
         if curves:
             panels[f"{quantity} RMSE ({unit})"] = curves
     if not panels:
         raise UserError(f"{log}: has no column of errors (…_energy_rmse, …_force_rmse) to draw")
     figure, axes = new_figure(1, len(panels))
+    from matplotlib.ticker import LogFormatter
+
     for axis, (label, curves) in zip(axes, panels.items(), strict=True):
         for name, values in curves.items():
-            known = np.isfinite(values)
-            axis.plot(table["step"][known], values[known], label=name, linewidth=1.0)
+            known = np.isfinite(values) & (values > 0)
+            marker = "." if known.sum() <= FEW else ""
+            axis.plot(table["step"][known], values[known], label=name, linewidth=1.0, marker=marker)
         axis.set_yscale("log")
+        for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         axis.set_xlabel("step")
         axis.set_title(label, fontsize=10)
         axis.legend(fontsize=8)

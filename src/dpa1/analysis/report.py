@@ -60,6 +60,7 @@ def write_report(
     metrics: Path | None = None,
     sections: Sequence[Section] = (),
     data: Mapping[str, Dataset] | None = None,
+    data_notes: Sequence[str] = (),
     facts: Sequence[tuple[str, str]] = (),
     config: str = "",
     notes: Sequence[str] = (),
@@ -71,7 +72,7 @@ def write_report(
     evaluated: the first one is shown in the tiles at the top.
     metrics: ``metrics.csv`` of a run, for its curves.
     sections: further parts, after the curves: before and after a fine-tuning, forgetting…
-    data: part (training, validation…) → data set.
+    data: part (training, validation…) → data set.  data_notes: what else there is to say of them.
     facts: name and value, for the list at the end.
     config: text of the configuration.
     notes: sentences under the list at the end.
@@ -88,7 +89,7 @@ def write_report(
     for item in evaluated:
         parts += _errors(item, missing)
     if data:
-        parts.append(data_section(data))
+        parts.append(data_section(data, data_notes))
     about = [*facts, *versions()]
     parts.append(
         Section(
@@ -121,19 +122,20 @@ def survey(
 
 
 def sample(dataset: Dataset) -> tuple[np.ndarray, str]:
-    """Numbers of evenly spread frames, few enough to be evaluated in a moment; and what they are, where not all."""
-    total = len(dataset)
-    most = max(1, min(SAMPLE_FRAMES, int(SAMPLE_ATOMS * total / max(1, int(dataset.sizes.sum())))))
+    """Numbers of labelled frames, spread evenly and few enough to be evaluated in a moment; what they are, where not all."""
+    labelled = np.flatnonzero(np.any([dataset.table.has(label) for label in ("energy", "forces", "virial")], axis=0))
+    total = len(labelled)
+    most = max(1, min(SAMPLE_FRAMES, int(SAMPLE_ATOMS * total / max(1, int(dataset.sizes[labelled].sum())))))
     if total <= most:
-        return np.arange(total), ""
-    chosen = np.unique(np.linspace(0, total - 1, most).round().astype(int))
+        return labelled, ""
+    chosen = labelled[np.unique(np.linspace(0, total - 1, most).round().astype(int))]
     return (
         chosen,
         f"Errors are those of all {total:,} frames; plots and worst frames are of {len(chosen):,} spread over them.",
     )
 
 
-def data_section(data: Mapping[str, Dataset]) -> Section:
+def data_section(data: Mapping[str, Dataset], notes: Sequence[str] = ()) -> Section:
     """Frames, atoms, labels, elements and sources of each part."""
     rows, texts = [], []
     for name, part in data.items():
@@ -146,7 +148,7 @@ def data_section(data: Mapping[str, Dataset]) -> Section:
         more = f" and {len(part.sources) - len(shown)} more" if len(part.sources) > len(shown) else ""
         texts.append(f"{name}: {', '.join(map(str, shown))}{more}")
     head = ("part", "frames", "atoms", "atoms per frame", "labels", "elements")
-    return Section("Data", tables=[Table(head, rows, text=(0, 4, 5))], details=[("Sources", "\n".join(texts))])
+    return Section("Data", notes, tables=[Table(head, rows, text=(0, 4, 5))], details=[("Sources", "\n".join(texts))])
 
 
 def versions() -> list[tuple[str, str]]:
@@ -174,7 +176,7 @@ def _errors(item: Evaluated, missing: list[str]) -> list[Section]:
     result = item.result
     measured = [q for q in UNITS if np.isfinite(result.get(f"{q}_rmse", np.nan))]
     rows = [[q, _number(result, q, "rmse"), _number(result, q, "mae"), UNITS[q][1]] for q in measured]
-    tables = [Table(("", "RMSE", "MAE", "unit"), rows, f"{result['n_frames']:,} frames", text=(0, 3))]
+    tables = [Table(("", "RMSE", "MAE", "unit"), rows, _frames(result["n_frames"]), text=(0, 3))]
     elements = result.get("per_element", {})
     if elements:
         rows = [
@@ -182,9 +184,9 @@ def _errors(item: Evaluated, missing: list[str]) -> list[Section]:
             for symbol, row in elements.items()
         ]
         tables.append(Table(("element", "atoms", "RMSE, meV/Å", "MAE, meV/Å"), rows, "Forces per element"))
-    sources = result.get("per_source", {})
-    if len(sources) > 1:
-        tables.append(error_table(sources, "Per source"))
+    for key, title in (("per_source", "Per source"), ("per_level", "Per level of theory")):
+        if len(result.get(key, {})) > 1:
+            tables.append(error_table(result[key], title))
     pictures: list[str] = []
     if any(len(pair[0]) for pair in item.points.values()):
         from dpa1.analysis.plots import parity
@@ -194,6 +196,10 @@ def _errors(item: Evaluated, missing: list[str]) -> list[Section]:
     if item.worst:
         parts.append(Section(f"Worst frames of the {item.name} data", scenes=[scene(worst) for worst in item.worst]))
     return parts
+
+
+def _frames(count: int) -> str:
+    return "1 frame" if count == 1 else f"{count:,} frames"
 
 
 def _tiles(evaluated: Sequence[Evaluated]) -> list[tuple[str, str, str]]:

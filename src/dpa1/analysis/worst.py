@@ -78,15 +78,24 @@ def scene(worst: WorstFrame) -> Scene:
     shown = np.arange(len(frame))
     if len(frame) > MOST_ATOMS:
         shown = np.sort(np.linalg.norm(positions - positions[peak], axis=1).argsort()[:MOST_ATOMS])
+    colours = {
+        chemical_symbols[z]: "#" + "".join(f"{round(255 * x):02x}" for x in jmol_colors[z])
+        for z in np.unique(frame.numbers[shown])
+    }
     points = []
     for k in shown:
         symbol = chemical_symbols[frame.numbers[k]]
-        colour = "#" + "".join(f"{round(255 * x):02x}" for x in jmol_colors[frame.numbers[k]])
         title = f"{symbol}, atom {k}" + (
             f": force error {1e3 * sizes[k]:.4g} meV/Å" if worst.forces is not None else ""
         )
         points.append(
-            [*_plain(positions[k]), float(round(0.45 * covalent_radii[frame.numbers[k]], 3)), colour, "", title]
+            [
+                *_plain(positions[k]),
+                float(round(0.45 * covalent_radii[frame.numbers[k]], 3)),
+                colours[symbol],
+                "",
+                title,
+            ]
         )
     lines = [[*_plain(a), *_plain(b), "#9aa5af"] for a, b in _edges(frame)]
     if sizes[peak] > 0:
@@ -100,7 +109,7 @@ def scene(worst: WorstFrame) -> Scene:
         )
     if len(shown) < len(frame):
         parts.append(f"{len(shown)} of {len(frame)} atoms are drawn, those nearest to atom {peak}")
-    return Scene(f"{frame.name}: {'; '.join(parts)}", points, lines)
+    return Scene(f"{frame.name}: {'; '.join(parts)}", points, lines, tuple(colours.items()))
 
 
 def _wrapped(frame: Frame) -> np.ndarray:

@@ -113,7 +113,7 @@ def summary(errors: dict[str, dict[str, Any]], model: Path, progress: Progress) 
                 for quantity, unit in (("energy", "meV/atom"), ("force", "meV/Å"), ("virial", "meV/atom"))
                 if not math.isnan(values[f"{quantity}_rmse"])
             ]
-            lines.append(f"RMSE on {values['n_frames']} {part} frames: {', '.join(shown)}")
+            lines.append(f"RMSE on {values['n_frames']} {part} frames: {', '.join(shown) or 'they have no labels'}")
             if values["sources"]:
                 lines.append(table(part, values["sources"]))
     return "\n".join([*lines, f"model: {model}"])
