@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase.data import chemical_symbols
 
+from dpa1.analysis.element_plots import element_figure
 from dpa1.analysis.elements import ElementMap, compare, element_map, measure
 from dpa1.errors import UserError
 from dpa1.interop.load import load_potential
@@ -84,6 +85,23 @@ def test_few_elements(trained, tmp_path):
     rows = [*measure(found), *compare(found, found)]
     assert len(rows) == 8
     assert all("are needed" in row["reason"] and "p" not in row for row in rows)
+
+
+def test_symbols_of_many_elements_do_not_cover_each_other():
+    """Most elements in a heap, some far away: the heap is enlarged, and symbols have room there."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(len(MAIN), 2)) * np.where(np.arange(len(MAIN)) < 8, 8.0, 0.5)[:, None]
+    names = tuple(chemical_symbols[z] for z in MAIN)
+    figure = element_figure(ElementMap(names, MAIN, (), points, points, np.ones(2) / 2))
+    assert len(figure.axes) == 4
+    figure.canvas.draw()
+    texts = [{t.get_text() for t in axis.texts} for axis in figure.axes]
+    assert texts[0] | texts[2] == texts[1] | texts[3] == set(names)
+    boxes = [t.get_window_extent() for t in figure.axes[2].texts]
+    covered = sum(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+    assert covered <= 0.15 * len(boxes)
+    few = ElementMap(names[:6], MAIN[:6], (), points[:6], points[:6], np.ones(2) / 2)
+    assert len(element_figure(few).axes) == 2
 
 
 def test_structure_is_found_where_there_is_some():

@@ -62,5 +62,35 @@ def test_one_element(tmp_path, capsys):
     assert (tmp_path / "out" / "elements.csv").read_text() == "element,atomic_number,group,period\nGe,32,14,4\n"
 
 
+def test_all_pairs_of_several_models(models, tmp_path, capsys):
+    """Stability is that of every pair, and models that began alike are pointed out."""
+    potential = random_potential(example_options(elements=ELEMENTS, type_embedding=8), seed=2)
+    for name, info in (("[b]c.dpa1", {"seed": 3}), ("d.dpa1", {"seed": 3})):
+        potential.info = {"trained_elements": list(ELEMENTS), **info}
+        save_model(potential, tmp_path / name)
+    names = [models / "a.dpa1", tmp_path / "[b]c.dpa1", tmp_path / "d.dpa1"]
+    options = ["--compare", names[1], "--compare", names[2], "--permutations", 99]
+    found = json.loads(call(capsys, "elements", names[0], *options, "--json").out)
+    pairs = [(row["model"], row["with"]) for row in found["tests"] if row["method"] == "alignment"]
+    assert pairs == [(str(a), str(b)) for a, b in ((names[0], names[1]), (names[0], names[2]), (names[1], names[2]))]
+    alike = [row["value"] for row in found["tests"] if (row["model"], row.get("with")) == pairs[-1]]
+    assert alike == pytest.approx([1.0, 1.0])
+    shown = " ".join(call(capsys, "elements", names[0], *options).out.split())
+    assert f"1 is {names[0]}; 2 is {names[1]}; 3 is {names[2]}." in shown
+    assert all(f"│ {a} and {b} │" in shown for a, b in ((1, 2), (1, 3), (2, 3)))
+    assert shown.count("trained with the same seed (3)") == 1
+    again = call(capsys, "elements", names[0], "--compare", names[0], "--permutations", 99)
+    assert "come from one model" in " ".join(again.out.split())
+
+
+def test_deepmd_files_do_not_say_what_was_trained(capsys):
+    model = "tests/golden/models/six_elements_strip/model.dp"
+    result = call(capsys, "elements", model, "--permutations", 99)
+    assert result.code == 0, result.err
+    text = " ".join(result.out.split())
+    assert "All elements of the model, since the file does not say which of them were trained: H C N O Al Cu." in text
+    assert " models " not in text.split("numbers against chance")[1]
+
+
 def test_refusals(tmp_path, capsys):
     assert_refused(call(capsys, "elements", tmp_path / "none.dpa1"), "none.dpa1", "no such file")

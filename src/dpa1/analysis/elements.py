@@ -38,6 +38,8 @@ class ElementMap:
     components: (E, K) principal components, the one of largest variance first; K ≤ min(C, E − 1).
     explained: (K,) share of the variance in each.
     given: the net starts from electron configurations, so that part of the periodic table is put in, not learned.
+    told: the file says which elements were trained; else they are all taken to be.
+    seed, base: what the vectors began from, where it is known: the seed of a training run, the model that was fine-tuned.
     """
 
     symbols: tuple[str, ...]
@@ -47,6 +49,9 @@ class ElementMap:
     components: np.ndarray
     explained: np.ndarray
     given: bool = False
+    told: bool = True
+    seed: int | None = None
+    base: str | None = None
 
     @property
     def groups(self) -> tuple[int | None, ...]:
@@ -96,6 +101,9 @@ def element_map(potential: Potential) -> ElementMap:
         components=components,
         explained=values[:most] ** 2 / total if total else np.zeros(most),
         given=potential.config.electron_configuration,
+        told="trained_elements" in potential.info,
+        seed=potential.info.get("seed"),
+        base=potential.info.get("finetuned", {}).get("base"),
     )
 
 

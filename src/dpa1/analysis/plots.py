@@ -141,12 +141,17 @@ def _number(text: str) -> float:
         return float("nan")
 
 
-def new_figure(rows: int, columns: int, width: float = 4.2, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """An own figure of rows × columns axes; ``width`` and ``height`` of each in inches."""
+def new_figure(
+    rows: int, columns: int, width: float = 4.2, height: float = 4.0, share: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """An own figure of rows × columns axes; ``width`` and ``height`` of each in inches.
+
+    share: axes above each other have the same horizontal axis.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise needs("matplotlib", "plots", "drawing") from None
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex="col" if rows > 1 else False)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex="col" if rows > 1 and share else False)
     return figure, list(grid.ravel())

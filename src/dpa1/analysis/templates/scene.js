@@ -7,8 +7,8 @@ function scene(canvas) {
   const about = caption.textContent;
   const every = data.points.map(p => p.slice(0, 3)).concat(...data.lines.map(l => [l.slice(0, 3), l.slice(3, 6)]));
   const middle = [0, 1, 2].map(k => (Math.min(...every.map(p => p[k])) + Math.max(...every.map(p => p[k]))) / 2);
-  const reach = Math.max(1e-9, ...every.map(p => Math.hypot(...p.map((x, k) => x - middle[k])))) +
-    Math.max(0, ...data.points.map(p => p[3]));
+  const largest = Math.max(0, ...data.points.map(p => p[3]));  // a point alone does not fill the view
+  const reach = Math.max(1e-9, 4 * largest, ...every.map(p => Math.hypot(...p.map((x, k) => x - middle[k])))) + largest;
   let axes, zoom, placed = [];
   function reset() { axes = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]; zoom = 1; turn(0.5, 0.35); }
   function turn(across, down) {
