@@ -30,9 +30,7 @@ class Muon:
             self._parts.append(muon)
         if others:
             self._parts.append(
-                torch.optim.AdamW(
-                    others, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=0.0, fused=True
-                )
+                torch.optim.AdamW(others, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=0.0, fused=True)
             )
 
     @property
