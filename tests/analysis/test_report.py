@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -99,6 +100,11 @@ def test_only_what_was_given_appears(tmp_path):
     assert re.findall("<h2>(.*?)</h2>", text) == ["Configuration and versions"]
     assert "<canvas" not in text
     assert "<img" not in text
+
+
+def test_a_file_name_that_is_not_utf_8(tmp_path):
+    write_report(tmp_path / "r.html", title=f"Run {os.fsdecode(bytes([0x61, 0xE4]))}")
+    assert "Run a\\udce4" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_without_matplotlib_the_page_says_so(potential, frames, tmp_path, monkeypatch):

@@ -54,6 +54,21 @@ def test_test_data_without_labels(config, tmp_path):
     assert "test frames: they have no labels" in (result.folder / "train.log").read_text()
 
 
+def test_errors_of_several_sources(config, tmp_path):
+    for k, name in enumerate("ab"):
+        write(tmp_path / f"{name}.xyz", emt_frames(10, seed=k + 1))
+    sources = [
+        {"path": str(tmp_path / f"{name}.xyz"), "name": f"set {name}", "level": f"level {name}"} for name in "ab"
+    ]
+    result = dpa1.train({**config, "data": {"train": sources, "valid": 0.3}}, quiet=True)
+    text = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert "Per source and level of theory" in text
+    for row in result.valid["sources"]:
+        assert f">{row['source']}, {row['level']}<" in text
+        assert f">{1e3 * row['force_rmse']:.4g}<" in text
+    assert "level a, level b" in text
+
+
 def test_a_failing_report_fails_no_run(config, monkeypatch, capsys):
     def fail(*_: object, **__: object) -> None:
         raise MemoryError("out of memory")

@@ -85,4 +85,5 @@ def write_page(
     text = environment.get_template("page.html").render(
         title=title, subtitle=subtitle, sections=sections, tiles=tiles, **own
     )
-    replace_file(Path(path), text.encode("utf-8"))
+    # A file name of other bytes than UTF-8 reaches Python as text that cannot be encoded.
+    replace_file(Path(path), text.encode("utf-8", "backslashreplace"))

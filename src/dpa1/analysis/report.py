@@ -184,6 +184,9 @@ def _errors(item: Evaluated, missing: list[str]) -> list[Section]:
             for symbol, row in elements.items()
         ]
         tables.append(Table(("element", "atoms", "RMSE, meV/Å", "MAE, meV/Å"), rows, "Forces per element"))
+    if own := result.get("sources"):  # of a training run
+        named = {f"{row['source']}, {row['level']}": {**row, "n_frames": row["frames"]} for row in own}
+        tables.append(error_table(named, "Per source and level of theory"))
     for key, title in (("per_source", "Per source"), ("per_level", "Per level of theory")):
         if len(result.get(key, {})) > 1:
             tables.append(error_table(result[key], title))
