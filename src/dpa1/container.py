@@ -101,7 +101,7 @@ def read_container(path: str | Path, kind: str, newest: int) -> tuple[int, dict[
 
 def _refuse_foreign(path: Path, content: bytes) -> None:
     if len(content) < 16:
-        raise UserError(f"{path}: is empty or truncated, not a dpa1 file")
+        raise UserError(f"{path}: is empty or truncated, not a dpa1 file; copy it again or give another")
     length = int.from_bytes(content[:8], "little")
     if length <= 100_000_000 and content[8:9] == b"{":
         if len(content) < 8 + length:
@@ -111,7 +111,7 @@ def _refuse_foreign(path: Path, content: bytes) -> None:
             f"{path}: is a Python pickle or torch archive, not a dpa1 file; it was not opened because it could run code"
         )
     else:
-        raise UserError(f"{path}: not a dpa1 file")
+        raise UserError(f"{path}: not a dpa1 file; copy it again if it should be one, or give another")
 
 
 def _checksum(kind: str, version: int, header: str, tensors: dict[str, Tensor]) -> str:

@@ -21,13 +21,13 @@ from ase.io import write
 from dpa1.analysis.evaluate import evaluate
 from dpa1.config.run import config_from
 from dpa1.data.dataset import ListDataset
+from dpa1.data.overlap import overlap
 from dpa1.data.read import iter_frames
 from dpa1.errors import RunError, UserError
 from dpa1.frames import Frame, from_ase, make_frame, to_ase, voigt_to_matrix
 from dpa1.interop.load import load_potential
 from dpa1.model.inference import check_elements
 from dpa1.model.potential import Potential
-from dpa1.training.overlap import overlap
 from dpa1.workflow import train
 
 if TYPE_CHECKING:

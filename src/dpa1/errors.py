@@ -18,6 +18,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" – did you mean '{near[0]}'?" if near else ""
 
 
+def counted(n: int, what: str) -> str:
+    """``1 frame``, ``2 frames``."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def needs(package: str, extra: str, purpose: str) -> UserError:
     """The error for an optional package that is not installed."""
     return UserError(f"{purpose} needs the package '{package}': install it with  pip install 'dpa1[{extra}]'")

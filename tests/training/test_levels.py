@@ -191,7 +191,7 @@ def test_training_changes_both_fitting_nets(two):
 def test_a_missing_or_wrong_level_is_refused_with_the_names_there_are(call):
     potential = small(["pbe", "r2scan"])
     batch = make_batch(_frames(1), potential.cutoff)
-    with pytest.raises(UserError, match=r"several levels of theory \(pbe, r2scan\): name one"):
+    with pytest.raises(UserError, match=r"several levels of theory \(pbe, r2scan\); name one of them with --level"):
         call(potential, batch)
     with pytest.raises(
         UserError, match=r"unknown level of theory 'r2scn'; this model holds pbe, r2scan.*did you mean 'r2scan'"

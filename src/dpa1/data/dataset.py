@@ -108,6 +108,11 @@ class Dataset:
         UserError
             when there are not two frames to part.
         """
+        held = self.drawn(fraction, seed)
+        return self.subset(np.setdiff1d(np.arange(len(self)), held)), self.subset(held)
+
+    def drawn(self, fraction: float, seed: int) -> np.ndarray:
+        """Sorted numbers of the frames that ``split`` holds out."""
         if len(self) < 2:
             raise UserError(f"cannot hold out a fraction of {len(self)} frame; give validation data, or more frames")
         order = np.random.default_rng([seed, 0x5B117]).permutation(len(self))
@@ -126,7 +131,7 @@ class Dataset:
         for key in np.setdiff1d(keys, keys[~held[owner]]):
             if held.sum() > 1:
                 held[owner[keys == key][0]] = False
-        return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
+        return np.flatnonzero(held)
 
 
 class ListDataset(Dataset):

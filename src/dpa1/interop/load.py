@@ -38,6 +38,10 @@ def load_potential(path: str | Path, branch: str | None = None, device: str = "c
 
         potential, kind = read_torch(path, branch), "torch"
     else:
+        if path.suffix.lower() in (".pt", ".pth") and head[:1] != b"\x80" and head[8:9] != b"{":
+            raise UserError(
+                f"{path}: neither a DeePMD-kit checkpoint nor a frozen model; copy it again or give another"
+            )
         if branch is not None:
             raise UserError(f"{path}: holds a single DeePMD-kit model or levels of its own; leave --branch out")
         if head[:8] == HDF5_MAGIC or (path.suffix.lower() in SUFFIXES and head[:1] != b"\x80"):

@@ -213,10 +213,15 @@ class Potential(Tabulable):
         if level is None and len(self.levels) == 1:
             return 0
         if level is None:
-            raise UserError(f"this model holds several levels of theory ({', '.join(self.levels)}): name one of them")
+            raise UserError(
+                f"this model holds several levels of theory ({', '.join(self.levels)}); name one of them with --level, from "
+                "Python with level=…"
+            )
         if level not in self.levels:
             hint = did_you_mean(level, self.levels)
-            raise UserError(f"unknown level of theory '{level}'; this model holds {', '.join(self.levels)}{hint}")
+            raise UserError(
+                f"--level: unknown level of theory '{level}'; this model holds {', '.join(self.levels)}{hint}"
+            )
         return self.levels.index(level)
 
     def levels_of(self, batch: Batch, level: str | None = None) -> Level:

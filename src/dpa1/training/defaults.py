@@ -8,7 +8,7 @@ from dpa1.config.finetune import Method
 from dpa1.config.run import RunConfig
 from dpa1.config.training import LossConfig
 from dpa1.data.dataset import Dataset
-from dpa1.errors import UserError
+from dpa1.errors import UserError, counted
 
 VALIDATED = 20  # frames from which a part is held out for validation
 FEW = 30  # frames below which most weights stay
@@ -24,14 +24,16 @@ def hold_out(config: RunConfig, frames: int) -> tuple[RunConfig, str]:
     line = (
         f"validation: a tenth of the {frames} frames is held out"
         if valid
-        else f"validation: none, since {frames} frames (fewer than {VALIDATED}) are too few to hold any out; "
+        else f"validation: none, since {counted(frames, 'frame')} (fewer than {VALIDATED}) {_is(frames)} too few to hold any out; "
         "the model is that of the last step"
     )
     return config.model_copy(update={"data": config.data.model_copy(update={"valid": valid})}), line
 
 
-def choose(config: RunConfig, train: Dataset) -> tuple[RunConfig, list[str]]:
+def choose(config: RunConfig, train: Dataset, replayed: Dataset | None = None) -> tuple[RunConfig, list[str]]:
     """Fill in what the configuration leaves open; a sentence on each choice.
+
+    replayed: frames of the base that are trained on, too; their labels count for the loss.
 
     Raises
     ------
@@ -43,7 +45,7 @@ def choose(config: RunConfig, train: Dataset) -> tuple[RunConfig, list[str]]:
     if method is None:
         method = method_for(frames)
         why = "few, so most of the base stays as it is" if method != "full" else "enough for all weights to learn"
-        lines.append(f"method: {method}, because {frames} training frames are {why}")
+        lines.append(f"method: {method}, because {counted(frames, 'training frame')} {_is(frames)} {why}")
         config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"method": method})})
     else:
         lines.append(f"method: {method}, as asked for")
@@ -58,14 +60,15 @@ def choose(config: RunConfig, train: Dataset) -> tuple[RunConfig, list[str]]:
     training = config.training
     kind, size = training.budget
     length = f"{training.epochs:g} epochs" if training.epochs else f"{training.steps} steps"
-    how = f"chosen for {frames} frames: {', '.join(chosen)}" if chosen else "all as asked for"
+    how = f"chosen for {counted(frames, 'frame')}: {', '.join(chosen)}" if chosen else "all as asked for"
     lines.append(
         f"{length} of {size} {kind}, learning rate {training.learning_rate:g}, average of the weights "
         f"{training.ema or 'off'} ({how})"
     )
     if "loss" not in config.model_fields_set:
-        config = config.model_copy(update={"loss": _loss(train)})
-        lines.append(f"loss: {', '.join(LABEL[term] for term in config.loss.terms)}, which the frames have")
+        config = config.model_copy(update={"loss": _loss(train, replayed)})
+        who = "the frames have" if replayed is None else "the new frames or those replayed have"
+        lines.append(f"loss: {', '.join(LABEL[term] for term in config.loss.terms)}, which {who}")
     return config, lines
 
 
@@ -79,12 +82,30 @@ def steps_for(frames: int) -> int:
     return min(20_000, max(400, round(200 * frames**0.5, -2)))
 
 
-def _loss(train: Dataset) -> LossConfig:
-    coverage, usual = train.coverage, LossConfig()
+def own_loss(config: RunConfig, train: Dataset, replayed: Dataset | None) -> LossConfig:
+    """The loss without the terms of which only the replayed frames have labels."""
+    if replayed is None:
+        return config.loss
+    own, other = train.coverage, replayed.coverage
+    lacking = [term for term in config.loss.terms if not own[LABEL[term]] and other[LABEL[term]]]
+    found = config.loss.model_copy(update=dict.fromkeys(lacking, (0.0, 0.0)))
+    return found if found.terms else config.loss
+
+
+def _is(n: int) -> str:
+    return "is" if n == 1 else "are"
+
+
+def _loss(train: Dataset, replayed: Dataset | None) -> LossConfig:
+    own, usual = train.coverage, LossConfig()
+    coverage = own if replayed is None else {label: n + replayed.coverage[label] for label, n in own.items()}
     weights = {"energy": usual.energy, "force": usual.force, "virial": (0.1, 1.0)}
     values = {term: weight if coverage[LABEL[term]] else (0.0, 0.0) for term, weight in weights.items()}
-    if not any(coverage[LABEL[term]] for term in ("energy", "force")):
+    if not any(own[LABEL[term]] for term in ("energy", "force")):
+        keys = sorted(set().union(*(source.keys for source in train.report.sources)))
+        there = f" (keys in the files: {', '.join(keys[:20])})" if keys else ""
         raise UserError(
-            "no training frame has energy or forces, so there is nothing to learn; name the keys of the labels"
+            f"{', '.join(train.sources[:3])}: no training frame has energy or forces{there}, so there is nothing to learn; "
+            "name the keys of the labels, e.g. --label energy=KEY --label forces=KEY"
         )
     return LossConfig(**values)

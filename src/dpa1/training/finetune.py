@@ -13,6 +13,7 @@ from dpa1.config.run import RunConfig
 from dpa1.data.dataset import Dataset, LevelledDataset, ListDataset, with_entry
 from dpa1.data.loader import Loader
 from dpa1.data.outliers import Dropped
+from dpa1.data.overlap import hold_out
 from dpa1.data.parts import Parts, open_data
 from dpa1.errors import UserError
 from dpa1.model.adapt import adapt, parents
@@ -76,16 +77,19 @@ class Finetune:
         if config.finetune.replay and not base.replay:
             raise UserError(f"{self.name}: carries no replay set, so its data cannot be replayed; leave --replay out")
         parts, config, lines = _open(config)
-        config, chosen = defaults.choose(config, parts.train)
-        own = config.model_copy(update={"model": config.model.model_copy(update={"elements": None})})
-        checked = check(own, parts, base.elements)
+        replayed, self.measured = self._replay(config.finetune.replay)
+        config, chosen = defaults.choose(config, parts.train, replayed)
+        own = {
+            "model": config.model.model_copy(update={"elements": None}),
+            "loss": defaults.own_loss(config, parts.train, replayed),
+        }
+        checked = check(config.model_copy(update=own), parts, base.elements)
         if len(checked.levels) > 1:
             raise UserError(
                 f"the data hold the levels of theory {', '.join(checked.levels)}; fine-tune on one of them at a time"
             )
         self.levels, self.sources, self.target = self._levels(config, checked.levels[0])
         self.new = parents(base, [s for s in checked.elements if s in _symbols(parts)])
-        replayed, self.measured = self._replay(config.finetune.replay)
         self.data = self._data(checked, replayed)
         self.config = config
         method = config.finetune.method
@@ -132,7 +136,7 @@ class Finetune:
         assert train is not None
         whole: Dataset = train if replayed is None else with_entry(train, replayed, "replay set")
         elements = (*self.base.elements, *(symbol for symbol in self.new if symbol not in self.base.elements))
-        return Data(whole, valid, test, elements, self.levels, checked.dropped)
+        return Data(whole, valid, test, elements, self.levels, checked.dropped, checked.copies)
 
     def _said(self) -> list[str]:
         base = self.base
@@ -282,7 +286,8 @@ def _check_model(config: RunConfig, base: Potential, name: str) -> None:
             )
     missing = [symbol for symbol in base.elements if symbol not in (config.model.elements or base.elements)]
     if missing:
-        raise UserError(f"'model.elements' lacks {', '.join(missing)} of the base {name}; drop the key")
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise UserError(f"'model.elements' lacks {shown} of the base {name}; drop the key")
 
 
 def _open(config: RunConfig) -> tuple[Parts, RunConfig, list[str]]:
@@ -294,8 +299,11 @@ def _open(config: RunConfig) -> tuple[Parts, RunConfig, list[str]]:
     dropped: list[Dropped] = parts.dropped
     config, line = defaults.hold_out(config, len(parts.train))
     if isinstance(config.data.valid, float):
-        train, valid = parts.train.split(config.data.valid, config.seed)
-        parts = Parts(train, valid, parts.test, dropped)
+        train, valid, copies = hold_out(parts.train, config.data.valid, config.seed)
+        parts = Parts(train, valid, parts.test, dropped, copies)
+        if valid is None:
+            config = none
+            line = "validation: none, since all frames are copies of one; the model is that of the last step"
     return parts, config, [line]
 
 

@@ -16,6 +16,7 @@ from dpa1.config.run import RunConfig, complete_values
 from dpa1.container import replace_file
 from dpa1.data.dataset import Dataset
 from dpa1.data.loader import Loader
+from dpa1.errors import counted
 from dpa1.model.file import save_model
 from dpa1.model.metrics import Metrics
 from dpa1.model.potential import Potential
@@ -113,7 +114,9 @@ def summary(errors: dict[str, dict[str, Any]], model: Path, progress: Progress) 
                 for quantity, unit in (("energy", "meV/atom"), ("force", "meV/Å"), ("virial", "meV/atom"))
                 if not math.isnan(values[f"{quantity}_rmse"])
             ]
-            lines.append(f"RMSE on {values['n_frames']} {part} frames: {', '.join(shown) or 'they have no labels'}")
+            lines.append(
+                f"RMSE on {counted(values['n_frames'], f'{part} frame')}: {', '.join(shown) or 'they have no labels'}"
+            )
             if values["sources"]:
                 lines.append(table(part, values["sources"]))
     return "\n".join([*lines, f"model: {model}"])

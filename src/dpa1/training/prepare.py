@@ -15,13 +15,13 @@ from dpa1.config.run import RunConfig
 from dpa1.data.dataset import Dataset
 from dpa1.data.loader import Loader
 from dpa1.data.outliers import Dropped
+from dpa1.data.overlap import check_overlap
 from dpa1.data.parts import Parts, open_data
 from dpa1.data.sampler import Budget, Sampler, estimate_pairs, evaluation_batches
 from dpa1.errors import UserError, did_you_mean
 from dpa1.model.potential import Potential
 from dpa1.training.distributed import World
 from dpa1.training.loss import LABELS
-from dpa1.training.overlap import check_overlap
 from dpa1.training.statistics import install, measure
 
 SAMPLE_ATOMS = 50_000  # atoms in a sample for statistics at most
@@ -29,7 +29,10 @@ SAMPLE_ATOMS = 50_000  # atoms in a sample for statistics at most
 
 @dataclass(frozen=True)
 class Data:
-    """The three parts of the data; every element, label and level of theory they need has been checked."""
+    """The three parts of the data; every element, label and level of theory they need has been checked.
+
+    ``dropped`` and ``copies`` as in ``Parts``.
+    """
 
     train: Dataset
     valid: Dataset | None
@@ -37,6 +40,7 @@ class Data:
     elements: tuple[str, ...]
     levels: tuple[str, ...]
     dropped: tuple[Dropped, ...] = ()
+    copies: int = 0
 
 
 def open_checked(config: RunConfig) -> Data:
@@ -54,7 +58,7 @@ def open_checked(config: RunConfig) -> Data:
 
 def check(config: RunConfig, opened: Parts, known: tuple[str, ...] = ()) -> Data:
     """The same for data that are open; ``known``: elements that the model has whatever the training data hold."""
-    train, valid, test, dropped = opened
+    train, valid, test, dropped, copies = opened
     train.require([LABELS[term] for term in config.loss.terms])
     _check_sources(train, [LABELS[term] for term in config.loss.terms])
     _check_metric(config, valid)
@@ -68,27 +72,13 @@ def check(config: RunConfig, opened: Parts, known: tuple[str, ...] = ()) -> Data
             raise UserError(f"the {name} data hold {', '.join(unknown)}, which the model does not know; {remedy}")
     parts = {"training": train, "validation": valid, "test": test}
     levels = _levels({name: part for name, part in parts.items() if part is not None})
-    data = Data(train, valid, test, elements, levels, tuple(dropped))
-    if isinstance(config.data.valid, tuple):  # what was held out of the training data has none of its frames
-        _check_apart(data, valid, "validation")
-    _check_apart(data, test, "test")
-    return data
-
-
-def _check_apart(data: Data, part: Dataset | None, name: str) -> None:
-    """No frame is a training frame of the same level of theory."""
-    if part is None:
-        return
-    if len(data.levels) == 1:
-        check_overlap(data.train, part, name)
-        return
-    for level in data.levels:
-        check_overlap(_of_level(data.train, level), _of_level(part, level), name)
-
-
-def _of_level(part: Dataset, level: str) -> Dataset:
-    levels = part.table.levels
-    return part.subset(np.flatnonzero(part.table.level == levels.index(level)) if level in levels else [])
+    if valid is not None and isinstance(
+        config.data.valid, tuple
+    ):  # what was held out of the training data has no copies
+        check_overlap(train, valid, "validation")
+    if test is not None:
+        check_overlap(train, test, "test")
+    return Data(train, valid, test, elements, levels, tuple(dropped), copies)
 
 
 def _levels(parts: dict[str, Dataset]) -> tuple[str, ...]:

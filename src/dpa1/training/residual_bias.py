@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpa1.data.composition import CompositionFit, fit_composition
+from dpa1.errors import counted
 
 LEAST_RIDGE = 1e-10  # relative to the mean diagonal: decides only what the frames leave open
 MOST_RIDGE = 1e-3  # beyond it, what the frames do determine would shrink
@@ -42,7 +43,7 @@ class BiasShift:
         free = len(self.elements) - len(self.fit.absent) - len(self.fit.fixed)
         lines.append(
             f"rank {self.fit.rank} of {free}, ridge {self.ridge:.1e}, residual {1e3 * self.rms:.4g} meV/atom over "
-            f"{self.fit.frames} frames"
+            f"{counted(self.fit.frames, 'frame')}"
         )
         if self.fit.frames < free:
             lines.append(

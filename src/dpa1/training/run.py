@@ -14,7 +14,7 @@ from dpa1.config.run import RunConfig, complete_values, config_from, load_config
 from dpa1.container import replace_file
 from dpa1.data.outliers import dropped_csv, summary
 from dpa1.data.table import LABELS
-from dpa1.errors import RunError, UserError
+from dpa1.errors import RunError, UserError, counted
 from dpa1.kernels.allocator import keep_freed_memory
 from dpa1.model.potential import Potential
 from dpa1.training import bias, checkpoint, finish
@@ -259,13 +259,19 @@ def _describe(data: Data, config: RunConfig, report: Report) -> None:
     report.say(data.train.report.shortened())
     if data.dropped:
         report.say(summary(data.dropped))
+    if data.copies:
+        report.say(
+            f"note: {counted(data.copies, 'frame')} of the training data {'is a copy' if data.copies == 1 else 'are copies'} of "
+            "others; validation frames were drawn so that none is a copy of a training frame"
+        )
     if len(data.levels) > 1 or len(data.train.entries) > 1:
         report.say(_sources(data, config))
     for name, part in (("training", data.train), ("validation", data.valid), ("test", data.test)):
         if part is not None:
             coverage = ", ".join(f"{label} {n}" for label, n in part.coverage.items() if n)
-            sizes = part.sizes
-            report.say(f"{name}: {len(part)} frames of {sizes.min()}–{sizes.max()} atoms; labels: {coverage or 'none'}")
+            least, most = int(part.sizes.min()), int(part.sizes.max())
+            sizes = counted(least, "atom") if least == most else f"{least}–{most} atoms"
+            report.say(f"{name}: {counted(len(part), 'frame')} of {sizes}; labels: {coverage or 'none'}")
     if data.train.coverage["virial"] and "virial" not in config.loss.terms:
         report.say("note: the training data have virials, which the loss ignores; set loss.virial to use them")
 
@@ -283,6 +289,6 @@ def _sources(data: Data, config: RunConfig) -> str:
         labels = ", ".join(f"{label} {part.has(label).sum()}" for label in LABELS if part.has(label).any())
         share = len(own) / len(train) if chances is None else float(chances[own].sum())
         lines.append(
-            f"  {name}: level {', '.join(levels)}, {len(own)} frames ({labels}), {100 * share:.3g} % of the frames drawn"
+            f"  {name}: level {', '.join(levels)}, {counted(len(own), 'frame')} ({labels}), {100 * share:.3g} % of the frames drawn"
         )
     return "\n".join(lines)

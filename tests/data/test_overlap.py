@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk, make_supercell, molecule
 from ase.io import write
 
 from dpa1.config.run import config_from
 from dpa1.data.dataset import ListDataset
+from dpa1.data.overlap import check_overlap, hold_out, overlap
 from dpa1.errors import UserError
 from dpa1.frames import make_frame
-from dpa1.training.overlap import check_overlap, overlap
 from dpa1.training.prepare import open_checked
 from dpa1.training.run import train
 from tests.training.toy import emt_frames, toy_config
@@ -110,3 +110,69 @@ def test_a_structure_may_be_tested_at_another_level_of_theory(tmp_path):
     run = config_from(toy_config(tmp_path, data={**data, "test": [{"path": sources[2], "level": "b"}]}), "test")
     with pytest.raises(UserError, match="4 of 4 test frames"):
         open_checked(run)
+
+
+TURNED = [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+
+
+@pytest.mark.parametrize("times", [(2, 1, 1), (1, 3, 2)])
+def test_a_supercell_is_its_cell(times):
+    """Whatever is the training frame, and also turned."""
+    cells = [alloy(seed) for seed in range(3)]
+    large = disguised(cells[1].repeat(times))
+    assert overlap(dataset(cells), dataset([alloy(8), large])) == [(1, 1)]
+    assert overlap(dataset([alloy(8).repeat(times), large]), dataset(cells)) == [(1, 1)]
+    with pytest.raises(UserError, match=r"some\.xyz, frame 0 = some\.xyz, frame 1, repeated"):
+        check_overlap(dataset(cells), dataset([large]), "test")
+
+
+def test_a_supercell_along_other_vectors_is_its_cell():
+    cell = alloy(0)
+    large = make_supercell(cell, TURNED)
+    assert len(large) == 2 * len(cell)
+    large.positions += 0.3
+    large.wrap()
+    assert overlap(dataset([alloy(1), cell]), dataset([large])) == [(1, 0)]
+
+
+def test_a_supercell_whose_atoms_moved_is_another_frame():
+    """Also where one atom of the second half moved, or two elements changed places, which leaves composition and cell."""
+    cell = alloy(0)
+    moved, exchanged, rattled = (cell.repeat((2, 1, 1)) for _ in range(3))
+    moved.positions[20, 1] += 0.01
+    exchanged.symbols[[0, 1]] = exchanged.symbols[[1, 0]]
+    rattled.rattle(0.1, seed=1)
+    assert overlap(dataset([cell]), dataset([moved, exchanged, rattled])) == []
+    # A repeated structure of the same composition and cell, but with another one in it.
+    assert overlap(dataset([cell]), dataset([alloy(1).repeat((2, 1, 1))])) == []
+
+
+def test_a_fraction_held_out_has_no_copies_of_training_frames():
+    frames = [disguised(alloy(seed % 12), seed) for seed in range(24)]  # each twice
+    whole = dataset(frames)
+    assert overlap(*whole.split(0.3, 1))
+    rest, held, copies = hold_out(whole, 0.3, 1)
+    assert (len(rest), len(held), copies) == (16, 8, 12)  # 4 of 12 structures
+    assert overlap(rest, held) == []
+    assert {f.name for f in rest} | {f.name for f in held} == {f.name for f in whole}
+    again = hold_out(dataset([alloy(seed) for seed in range(24)]), 0.3, 1)
+    assert (len(again[1]), again[2]) == (7, 0)
+
+
+def test_a_run_says_that_there_are_copies_and_refuses_when_all_are(tmp_path):
+    write(tmp_path / "train.xyz", [a for a in emt_frames(4) for _ in range(3)])
+    train(toy_config(tmp_path, data={"valid": 0.9}, training={"steps": 1}), quiet=True)
+    text = (tmp_path / "run" / "train.log").read_text()
+    assert "8 frames of the training data are copies of others" in text
+    write(tmp_path / "train.xyz", emt_frames(1) * 6)
+    with pytest.raises(UserError, match=r"'data\.valid' is 0\.5, but all 6 training frames are copies of one"):
+        train(toy_config(tmp_path, data={"valid": 0.5}, output=str(tmp_path / "other")), quiet=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_supercell_of_a_training_frame_is_not_held_out():
+    frames = [alloy(seed) for seed in range(12)]
+    whole = dataset([*frames, *(a.repeat((2, 1, 1)) for a in frames)])
+    rest, held, copies = hold_out(whole, 0.3, 1)
+    assert (len(rest), len(held), copies) == (16, 8, 12)
+    assert overlap(rest, held) == []

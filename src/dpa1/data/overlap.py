@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase.geometry import complete_cell
-from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
 from dpa1.data.dataset import Dataset
+from dpa1.data.supercell import TOLERANCE, candidates, is_repeat, lies_on, repeats_itself
+from dpa1.data.table import FrameTable
 from dpa1.errors import UserError
 from dpa1.frames import Frame
 
-TOLERANCE = 1e-3  # Å, by which every atom may be displaced
 SHOWN = 5
 VACUUM = 1e3  # Å, period given to directions that have none
 WAVES = np.array([h for h in np.ndindex(3, 3, 3) if h > (1, 1, 1)]) - 1  # half of the 26 around zero
@@ -31,7 +31,7 @@ def check_overlap(train: Dataset, other: Dataset, name: str) -> None:
     """
     found = overlap(train, other)
     if found:
-        pairs = "; ".join(f"{other[b].name} = {train[a].name}" for a, b in found[:SHOWN])
+        pairs = "; ".join(_pair(train[a], other[b]) for a, b in found[:SHOWN])
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise UserError(
             f"{len(found)} of {len(other)} {name} frames are training frames, too ({pairs}{more}), so their errors would "
@@ -39,27 +39,87 @@ def check_overlap(train: Dataset, other: Dataset, name: str) -> None:
         )
 
 
+def _pair(train: Frame, other: Frame) -> str:
+    return f"{other.name} = {train.name}{'' if len(train) == len(other) else ', repeated'}"
+
+
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset | None, int]:
+    """``Dataset.split``, but where it would part copies of a structure, structures are drawn with all their copies.
+
+    Returns
+    -------
+    The rest, what is held out (None when all frames are copies of one), and how many copies made the difference.
+
+    Raises
+    ------
+    UserError
+        as ``Dataset.split``.
+    """
+    rest, held = dataset.split(fraction, seed)
+    if not overlap(rest, held):
+        return rest, held, 0
+    original = np.arange(len(dataset))
+    repeats: dict[int, int] = {}
+    _add_repeats(dataset, dataset, repeats)
+    for first, copy in [*overlap(dataset, dataset), *repeats.items()]:
+        low, high = sorted((original[first], original[copy]))
+        original[original == high] = low
+    different = np.unique(original)
+    if len(different) < 2:
+        return dataset, None, len(dataset) - 1
+    drawn = np.isin(original, different[dataset.subset(different).drawn(fraction, seed)])
+    rest, held = dataset.subset(np.flatnonzero(~drawn)), dataset.subset(np.flatnonzero(drawn))
+    return rest, held, len(dataset) - len(different)
+
+
 def overlap(first: Dataset, second: Dataset) -> list[tuple[int, int]]:
-    """(frame of ``first``, frame of ``second``) with the same atoms within 0.001 Å, in any order, shifted, turned or wrapped."""
-    sizes = {int(n) for n in second.table.n_atoms}
+    """(frame of ``first``, frame of ``second``) with the same atoms within 0.001 Å, in any order, shifted, turned or wrapped.
+
+    Where there is none, one that is the other repeated. Frames of two different levels of theory are never the same.
+    """
+    wanted = set(_compositions(second.table))
     groups: dict[tuple[bytes, bytes], list[tuple[float, int, _Shape]]] = defaultdict(list)
-    for i in range(len(first)):
-        if int(first.table.n_atoms[i]) in sizes:
+    for i, composition in enumerate(_compositions(first.table)):
+        if composition in wanted:
             shape = _shape(first[i])
             groups[shape.kind].append((shape.key, i, shape))
     for group in groups.values():
         group.sort(key=lambda entry: entry[:2])
-    found = []
+    found: dict[int, int] = {}
     for k in range(len(second)):
         shape = _shape(second[k])
         group = groups.get(shape.kind, [])
         start = bisect_left(group, shape.key - shape.slack, key=lambda entry: entry[0])
         stop = bisect_right(group, shape.key + shape.slack, key=lambda entry: entry[0])
         for _, i, other in sorted(group[start:stop], key=lambda entry: entry[1]):
-            if _alike(shape, other) and _same(first[i], second[k]):
-                found.append((i, k))
+            if _alike(shape, other) and _comparable(first, i, second, k) and _same(first[i], second[k]):
+                found[k] = i
                 break
-    return found
+    _add_repeats(first, second, found)
+    return [(i, k) for k, i in sorted(found.items())]
+
+
+def _add_repeats(first: Dataset, second: Dataset, found: dict[int, int]) -> None:
+    periodic: dict[tuple[int, int], bool] = {}
+    for i, k in candidates(first.table, second.table):
+        if k in found or not _comparable(first, i, second, k):
+            continue
+        large = (0, i) if first.n_atoms(i) > second.n_atoms(k) else (1, k)
+        if large not in periodic:
+            periodic[large] = repeats_itself((first, second)[large[0]][large[1]])
+        if periodic[large] and is_repeat(*sorted((first[i], second[k]), key=len)):
+            found[k] = i
+
+
+def _compositions(table: FrameTable) -> list[tuple[bytes, bytes]]:
+    ends = np.cumsum(table.kinds)
+    return [(table.z[a:b].tobytes(), table.count[a:b].tobytes()) for a, b in zip(ends - table.kinds, ends, strict=True)]
+
+
+def _comparable(first: Dataset, i: int, second: Dataset, k: int) -> bool:
+    """False where both name a level of theory, and not the same one."""
+    a, b = (t.levels[t.level[n]] if t.level[n] >= 0 else None for t, n in ((first.table, i), (second.table, k)))
+    return a == b or a is None or b is None
 
 
 @dataclass(frozen=True)
@@ -110,30 +170,8 @@ def _same(a: Frame, b: Frame) -> bool:
     lengths = np.linalg.norm(one, axis=1)
     if not np.array_equal(a.pbc, b.pbc) or np.abs((one @ one.T - two @ two.T) / lengths[:, None]).max() > TOLERANCE:
         return False
-    # Places in the first frame's orientation; one atom of the rarest element is laid on each of its kind in turn.
     at, of = (np.linalg.solve(c.T, f.positions.T).T for c, f in ((one, a), (two, b)))
-    elements, counts = np.unique(a.numbers, return_counts=True)
-    rarest = elements[counts.argmin()]
-    trees = {z: cKDTree(_wrapped(at[a.numbers == z]), boxsize=1.0) for z in elements}
-    reach = TOLERANCE / np.linalg.svd(one, compute_uv=False).min()
-    anchor = at[a.numbers == rarest][0]
-    for start in of[b.numbers == rarest]:
-        moved = of - start + anchor
-        if all(_covers(trees[z], _wrapped(moved[b.numbers == z]), at[a.numbers == z], one, reach) for z in elements):
-            return True
-    return False
-
-
-def _wrapped(fractional: np.ndarray) -> np.ndarray:
-    return np.mod(np.mod(fractional, 1.0), 1.0)  # twice: what is just below zero becomes 1 by the first
-
-
-def _covers(tree: cKDTree, places: np.ndarray, own: np.ndarray, cell: np.ndarray, reach: float) -> bool:
-    _, nearest = tree.query(places, distance_upper_bound=2.0 * reach)
-    if (nearest == len(own)).any() or len(np.unique(nearest)) < len(own):
-        return False
-    offset = places - own[nearest]
-    return bool(np.linalg.norm((offset - np.round(offset)) @ cell, axis=1).max() < 2.0 * TOLERANCE)
+    return lies_on(a, b, one, at, of)
 
 
 def _distances(frame: Frame) -> np.ndarray:
