@@ -60,7 +60,7 @@ def write_page(args: argparse.Namespace) -> None:
     trials = [row for row in rows if _name(row) not in wanted and row["frames"] == TRIED and row["seed"] == 1]
     rows = [row for row in rows if _name(row) in wanted]
     note = args.work / "note.md"
-    save({"machine": machine(), "base": args.base, "rates": {task.name: dict(zip(ARMS, task.rates, strict=True)) for task in TASKS}, "steps": STEPS, "results": rows, "trials": trials},
+    save({"machine": machine(), "base": args.base, "rates": {task.name: dict(zip(ARMS, task.rates, strict=True)) for task in TASKS}, "methods": {task.name: task.method for task in TASKS}, "steps": STEPS, "results": rows, "trials": trials},
          args.output / "raw/sample-efficiency.json")  # fmt: skip
     force = curves(rows, QUANTITIES[0][0])
     plot(rows, args.output / "sample-efficiency.png")
@@ -122,13 +122,16 @@ def task_table(rows: Sequence[dict[str, Any]], task: str) -> str:
 def trial_table(rows: Sequence[dict[str, Any]]) -> str:
     """Force errors of the runs with 32 frames and the first seed."""
     found = {
-        (row["task"], row["arm"], row["learning_rate"]): row["force_rmse_meV_A"]
+        (row["task"], row["arm"], row.get("method", ""), row["learning_rate"]): row["force_rmse_meV_A"]
         for row in rows if row["frames"] == TRIED and row["seed"] == 1
     }  # fmt: skip
-    rates = sorted({rate for _, _, rate in found})
+    rates = sorted({key[-1] for key in found})
+    arms = sorted(
+        {key[:3] for key in found}, key=lambda arm: ([t.name for t in TASKS].index(arm[0]), ARMS.index(arm[1]))
+    )
     body = [
-        [task.name, arm, *(f"{found[task.name, arm, r]:.3g}" if (task.name, arm, r) in found else "–" for r in rates)]
-        for task in TASKS for arm in ARMS
+        [task, f"{arm} ({method})" if method else arm, *(f"{found[task, arm, method, r]:.3g}" if (task, arm, method, r) in found else "–" for r in rates)]
+        for task, arm, method in arms
     ]  # fmt: skip
     return f"Force RMSE (meV/Å), {TRIED} frames, seed 1.\n\n" + table(
         ["task", "arm", *(f"{rate:g}" for rate in rates)], body
