@@ -29,7 +29,12 @@ def write_container(
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(header, sort_keys=True)
-    metadata = {"kind": kind, "version": version, "header": text, "checksum": _checksum(kind, version, text, tensors)}
+    metadata = {
+        "kind": kind,
+        "version": version,
+        "header": text,
+        "checksum": content_checksum(kind, version, text, tensors),
+    }
     content = save(tensors, metadata={KEY: json.dumps(metadata)})
     replace_file(path, content)
 
@@ -89,7 +94,7 @@ def read_container(path: str | Path, kind: str, newest: int) -> tuple[int, dict[
         )
     try:
         tensors = load(content)
-        if checksum != _checksum(found, version, text, tensors):
+        if checksum != content_checksum(found, version, text, tensors):
             raise damaged
         header = json.loads(text)
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
@@ -114,7 +119,8 @@ def _refuse_foreign(path: Path, content: bytes) -> None:
         raise UserError(f"{path}: not a dpa1 file; copy it again if it should be one, or give another")
 
 
-def _checksum(kind: str, version: int, header: str, tensors: dict[str, Tensor]) -> str:
+def content_checksum(kind: str, version: int, header: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, of everything a container holds."""
     import torch
 
     digest = hashlib.sha256(json.dumps([kind, version, header]).encode())

@@ -279,3 +279,40 @@ def test_nothing_is_overwritten(base, data, tmp_path):
     tune(base, data, tmp_path)
     with pytest.raises(UserError, match="already holds a run"):
         tune(base, data, tmp_path)
+
+
+def test_files_that_a_run_would_replace_are_refused(base, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.dpa1").write_bytes(base.read_bytes())
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    refused("out: holds model.dpa1 already", base=base, data=data, output=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.dpa1", "notes.txt"]
+    (tmp_path / "out" / "model.dpa1").unlink()
+    tune(base, data, tmp_path, steps=1)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_goes_on_from_no_other_base_of_that_name(base, data, tmp_path):
+    result, _ = tune(base, data, tmp_path, steps=2)
+    (result.folder / "model.dpa1").unlink()
+    save_model(small(seed=1), base)
+    with pytest.raises(
+        UserError, match=r"base\.dpa1 is not the one of this configuration: 'finetune\.digest' is .*drop the key"
+    ):
+        dpa1.train(result.folder / "config.yaml", resume=True, quiet=True)
+
+
+def test_replayed_frames_teach_what_the_new_ones_have_no_labels_of(base, tmp_path):
+    frames = emt_frames(4)
+    for atoms in frames:
+        atoms.calc.results = {"energy": atoms.calc.results["energy"]}
+    write(tmp_path / "new.xyz", frames)
+    result, tuned = tune(base, tmp_path / "new.xyz", tmp_path, replay=0.5, steps=4)
+    assert "loss: energy, forces, virial, which the new frames or those replayed have" in (
+        (result.folder / "train.log").read_text()
+    )
+    (result.folder / "model.dpa1").unlink()
+    again = dpa1.train(result.folder / "config.yaml", resume=True, quiet=True)
+    assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), load_model(again.model).parameters(), strict=True))
+    alone, _ = tune(base, tmp_path / "new.xyz", tmp_path, steps=1, output=tmp_path / "alone")
+    assert "loss: energy, which the frames have" in (alone.folder / "train.log").read_text()

@@ -16,6 +16,8 @@ class FinetuneConfig(Section):
 
     base: str | None = None
     """Model to start from: a ``.dpa1`` or DeePMD-kit file, or the name of a shipped model. Null trains from scratch."""
+    digest: str | None = None
+    """Of the base's content; filled in by a run, which then goes on from no other base of that name."""
     method: Method | None = None
     """What learns: ``full``, ``freeze``, ``heads`` or ``lora`` (docs/finetune.md); by the number of frames when not given."""
     level: str | None = None
@@ -29,7 +31,7 @@ class FinetuneConfig(Section):
 
     @model_validator(mode="after")
     def _needs_base(self) -> FinetuneConfig:
-        given = [key for key in ("method", "level", "new_level") if getattr(self, key) is not None]
+        given = [key for key in ("digest", "method", "level", "new_level") if getattr(self, key) is not None]
         if self.base is None and (given or self.replay):
             raise ValueError(f"{(given or ['replay'])[0]} needs base, the model to start from")
         return self

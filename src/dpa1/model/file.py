@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from dpa1.config.base import parse
 from dpa1.config.model import ModelConfig
-from dpa1.container import read_container, write_container
+from dpa1.container import content_checksum, read_container, write_container
 from dpa1.errors import UserError
 from dpa1.model import replay
 from dpa1.model.potential import Potential
@@ -41,6 +42,14 @@ def save_model(potential: Potential, path: str | Path) -> None:
         "info": potential.info,
     }
     write_container(path, "model", version, header, {**potential.state_dict(), **replay.pack(potential)})
+
+
+def digest_of(potential: Potential) -> str:
+    """16 hexadecimal digits that tell a model from others: of its elements, levels, tensors and replay set."""
+    about = json.dumps([potential.elements, potential.levels])
+    tensors = {**potential.state_dict(), **replay.pack(potential)}
+    cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return content_checksum("model", FORMAT, about, cpu)[:16]
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Potential:

@@ -17,6 +17,7 @@ from dpa1.data.overlap import hold_out
 from dpa1.data.parts import Parts, open_data
 from dpa1.errors import UserError
 from dpa1.model.adapt import adapt, parents
+from dpa1.model.file import digest_of
 from dpa1.model.potential import Potential
 from dpa1.training import bias, defaults, finish
 from dpa1.training.distributed import World
@@ -64,14 +65,15 @@ class Finetune:
     Raises
     ------
     UserError
-        wrong data; a level the base does not hold, or none named where it holds several; a model section that
-        contradicts the base; a replay set asked for that is not there; test frames that are training frames.
+        wrong data; a base that is not the one of the configuration; a level the base does not hold, or none named where it
+        holds several; a model section that contradicts the base; a replay set asked for that is not there; test frames that are training frames.
     """
 
     def __init__(self, config: RunConfig, base: Potential) -> None:
         self.name, self.base = str(config.finetune.base), base
         if base.tables is not None:
             raise UserError(f"{self.name}: is tabulated; fine-tune the model it was made of")
+        config = _with_digest(config, base, self.name)
         self.source = _source_level(base, self.name, config.finetune.level)
         _check_model(config, base, self.name)
         if config.finetune.replay and not base.replay:
@@ -274,6 +276,17 @@ def _source_level(base: Potential, name: str, level: str | None) -> int:
         f"{name}: holds several levels of theory ({', '.join(base.levels)}); name the one that is nearest to the new data "
         f"with --level, e.g. --level {base.levels[0]}"
     )
+
+
+def _with_digest(config: RunConfig, base: Potential, name: str) -> RunConfig:
+    """The configuration with the base's digest, which must be the one it names."""
+    digest, given = digest_of(base), config.finetune.digest
+    if given not in (None, digest):
+        raise UserError(
+            f"the base {name} is not the one of this configuration: 'finetune.digest' is {given}, the base has {digest}; "
+            "use the old one (another version of dpa1 may come with another model), or drop the key and start a new run"
+        )
+    return config.model_copy(update={"finetune": config.finetune.model_copy(update={"digest": digest})})
 
 
 def _check_model(config: RunConfig, base: Potential, name: str) -> None:

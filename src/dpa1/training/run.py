@@ -144,6 +144,9 @@ def _check_folder(folder: Path, resume: bool, world: World) -> None:
     holds = world.agree(world.main and (folder / "config.yaml").exists())
     if holds and not resume:
         raise UserError(f"{folder}: already holds a run; choose another output, or continue it with --resume")
+    mine = [name for name in ("model.dpa1", "best.dpa1", "metrics.csv", "report.html") if (folder / name).exists()]
+    if world.agree(world.main and bool(mine) and not holds and not resume):
+        raise UserError(f"{folder}: holds {', '.join(mine)} already, which a run would replace; choose another output")
     if resume and not holds:
         raise UserError(f"{folder}: holds no run to resume; drop --resume, or give the output folder of the run")
 
