@@ -56,7 +56,8 @@ class Task:
 
 
 TASKS = (
-    Task("NbMoTaW", "NbMoTaW_snap/train.xyz.gz", "NbMoTaW_snap/test.xyz.gz", 54, only_test="Multinary_Test", rates=(2e-3, 2e-3),
+    Task("NbMoTaW", "NbMoTaW_snap/train.xyz.gz", "NbMoTaW_snap/test.xyz.gz", 54, only_test="Multinary_Test", rates=(2e-3, 3e-3),
+         method="lora",
          what="alloy, element transfer: elements and binaries of Nb, Mo, Ta, W → ternary and quaternary cells (PBE)"),
     Task("LiGePS", "LiGePS_SSE_PBE/train_50atoms.xyz.gz", "LiGePS_SSE_PBE/test_50atoms.xyz.gz", 50, rates=(1e-2, 5e-3),
          what="sulfide electrolyte Li10GeP2S12, cells of 50 atoms (PBE)"),
@@ -65,7 +66,7 @@ TASKS = (
     Task("water", "water_deepmd_example/train.xyz.gz", "water_deepmd_example/test.xyz.gz", 192, 25, 0.4,
          what="liquid water, 192 atoms (PBE0+TS)"),
     Task("LiMnO", "LiMnO_electrode_MatterTune/finetune.xyz.gz", "LiMnO_electrode_MatterTune/test.xyz.gz", 64,
-         without=("Li3Mn2O5", "LiMn4O8", "Li5MnO4", "Li5Mn3O8", "Li9Mn7O16"),
+         rates=(5e-3, 1e-2), method="lora", without=("Li3Mn2O5", "LiMn4O8", "Li5MnO4", "Li5Mn3O8", "Li9Mn7O16"),
          what="lithium manganese oxides of many compositions (PBE+U)"),
 )  # fmt: skip
 ARMS = ("scratch", "finetune")

@@ -15,7 +15,7 @@ from common import machine, save, table
 from sample_efficiency import ARMS, STEPS, TASKS, ZERO, Run
 
 Curve = dict[int, list[float]]  # frames → one number per seed
-TRIED = 32  # frames of the trials that chose the learning rates
+TRIED = 32  # frames of the trials that chose learning rate and method
 QUANTITIES = (("force_rmse_meV_A", "force RMSE (meV/Å)"), ("energy_rmse_meV_atom", "energy RMSE (meV/atom)"))
 
 
@@ -68,7 +68,7 @@ def write_page(args: argparse.Namespace) -> None:
     parts += ["## Frames saved at equal force error\n", summary(force)]
     for task in TASKS:
         parts += [f"## {task.name}\n", f"{task.what[0].upper()}{task.what[1:]}.\n", task_table(rows, task.name)]
-    parts += ["## Learning rates tried\n", trial_table([*rows, *trials])]
+    parts += ["## Learning rates and methods tried\n", trial_table([*rows, *trials])]
     parts.append(note.read_text() if note.exists() else "")
     parts.append(
         "Command: `python benchmarks/sample_efficiency.py run --workers 2 && python benchmarks/sample_efficiency.py page`. "
@@ -79,12 +79,12 @@ def write_page(args: argparse.Namespace) -> None:
 
 INTRODUCTION = """# Sample efficiency: from scratch and from the pretrained model
 
-Force and energy errors on the test split of four tasks that are in none of the pretraining data, after training from scratch
+Force and energy errors on the test split of five tasks that are in none of the pretraining data, after training from scratch
 and after fine-tuning `{base}`. Both arms have the same architecture, frames, batches, loss, number of optimizer steps and
-schedule; for each task and arm the learning rate is the best, or within 3 % of the best, of those tried between 2e-3 and 2e-2
-with 32 frames. Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in brackets where
-there is more than one. The runs are short (20–50 s of one core), so the curves flatten where the number of steps limits them, not
-the number of frames. Energies carry a per-element bias fitted to the training frames in both
+schedule; for each task and arm the learning rate, and for fine-tuning the method, is the best, or within 3 % of the best, of
+those tried with 32 frames. Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in
+brackets where there is more than one. The runs are short (20–60 s of one core), so the curves flatten where the number of steps
+limits them, not the number of frames. Energies carry a per-element bias fitted to the training frames in both
 arms. *Zero-shot* is the pretrained model with its energy bias refitted to 8 frames, nothing else changed.
 """
 
