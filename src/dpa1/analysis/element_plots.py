@@ -88,7 +88,7 @@ def _panel(
     if not legend:
         return
     handles = [Line2D([], [], marker="o", linestyle="", color=colour, label=text) for text, colour in key]
-    axis.legend(handles=handles, fontsize=7, ncols=1 if len(handles) < 8 else 2, framealpha=0.8)
+    axis.legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside: no symbol is hidden
 
 
 def _box(points: np.ndarray) -> np.ndarray:
