@@ -68,7 +68,7 @@ TASKS = (
     Task("water", "water_deepmd_example/train.xyz.gz", "water_deepmd_example/test.xyz.gz", 192, 25, 0.4,
          rates=(2e-2, 1e-2), what="liquid water, 192 atoms (PBE0+TS)"),
     Task("LiMnO", "LiMnO_electrode_MatterTune/finetune.xyz.gz", "LiMnO_electrode_MatterTune/test.xyz.gz", 64,
-         rates=(5e-3, 1e-2), method="lora", few=(2e-3, 1e-3, "lora"), without=("Li3Mn2O5", "LiMn4O8", "Li5MnO4", "Li5Mn3O8", "Li9Mn7O16"),
+         rates=(5e-3, 3e-3), method="lora", few=(2e-3, 1e-3, "lora"), without=("Li3Mn2O5", "LiMn4O8", "Li5MnO4", "Li5Mn3O8", "Li9Mn7O16"),
          what="lithium manganese oxides of many compositions (PBE+U)"),
 )  # fmt: skip
 ARMS = ("scratch", "finetune")

@@ -64,9 +64,9 @@ def test_data_section():
     def section(**values):
         return parse(DataConfig, values, "run.yaml")
 
-    train, valid, test, _ = open_data(section(train=str(FILES / "oxides.xyz"), test=[str(FILES / "bpa.xyz")]), seed=1)
-    assert (len(train), len(valid), len(test)) == (30, 3, 8)
-    assert open_data(section(train=str(FILES / "oxides.xyz"), valid=None), seed=1)[1:] == (None, None, [])
+    parts = open_data(section(train=str(FILES / "oxides.xyz"), test=[str(FILES / "bpa.xyz")]), seed=1)
+    assert (len(parts.train), len(parts.valid), len(parts.test)) == (30, 3, 8)
+    assert open_data(section(train=str(FILES / "oxides.xyz"), valid=None), seed=1)[1:] == (None, None, [], 0)
     for values, sentence in (
         ({"train": "a", "valid": 1.5}, "'valid'.*between 0 and 1"),
         ({"trian": "a"}, "did you mean 'train'"),

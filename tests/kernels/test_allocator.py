@@ -35,7 +35,8 @@ def test_pages_are_kept(where):
         run = subprocess.run([sys.executable, "-c", PROGRAM, mode, where], capture_output=True, text=True, check=True)
         return int(run.stdout)
 
-    assert faults("keep") * 3 < faults("return")
+    fewest = min(faults("keep") for _ in range(3))  # what else the process does can only add to them
+    assert fewest * 3 < faults("return")
 
 
 def test_elsewhere_nothing_happens(monkeypatch):

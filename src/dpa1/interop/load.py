@@ -38,7 +38,8 @@ def load_potential(path: str | Path, branch: str | None = None, device: str = "c
 
         potential, kind = read_torch(path, branch), "torch"
     else:
-        if path.suffix.lower() in (".pt", ".pth") and head[:1] != b"\x80" and head[8:9] != b"{":
+        known = head[:8] == HDF5_MAGIC or head[:1] == b"\x80" or head[8:9] == b"{"
+        if path.suffix.lower() in (".pt", ".pth") and not known:
             raise UserError(
                 f"{path}: neither a DeePMD-kit checkpoint nor a frozen model; copy it again or give another"
             )
