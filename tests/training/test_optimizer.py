@@ -124,12 +124,14 @@ def test_average():
         assert model.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_muon_weight_decay_holds_matrices_and_leaves_the_rest():
+def test_muon_weight_decay_holds_matrices_and_their_biases_and_leaves_the_rest():
     matrix, vector = torch.full((6, 8), 2.0, requires_grad=True), torch.full((6,), 2.0, requires_grad=True)
-    optimizer = make_optimizer([matrix, vector], OptimizerConfig(weight_decay=0.5))
+    bias = torch.full((8,), 2.0, requires_grad=True)
+    optimizer = make_optimizer([matrix, vector, bias], OptimizerConfig(weight_decay=0.5), [bias])
     optimizer.zero_grad()
-    (0.0 * (matrix.sum() + vector.sum())).backward()
+    (0.0 * (matrix.sum() + vector.sum() + bias.sum())).backward()
     set_learning_rate(optimizer, 0.1)
     optimizer.step()
     assert torch.allclose(matrix, torch.full((6, 8), 2.0 * (1 - 0.1 * 0.5)))
+    assert torch.allclose(bias, torch.full((8,), 2.0 * (1 - 0.1 * 0.5)))
     assert torch.equal(vector, torch.full((6,), 2.0))

@@ -183,3 +183,26 @@ def test_an_element_with_a_place_but_no_data_counts_as_unseen(tmp_path):
     atoms.numbers[0] = 28
     with pytest.raises(UserError, match="does not know Ni; it knows Al, Cu"):
         potential.calculator().get_potential_energy(atoms)
+
+
+def test_a_run_may_start_from_a_model(tmp_path):
+    """Architecture, statistics and weights are the model's; what does not fit is refused before anything is written."""
+    model = load_model(train(toy_config(tmp_path), quiet=True).model)
+    short = {"steps": 1, "learning_rate": 1e-4}
+
+    def go_on(**changes):
+        config = toy_config(tmp_path, **{"training": short, "output": str(tmp_path / "second")} | changes)
+        return train(config, quiet=True, initial=model)
+
+    with pytest.raises(UserError, match=r"'model\.axis' is 3, but the model to go on with has 4"):
+        go_on(model={"axis": 3})
+    write(tmp_path / "gold.xyz", emt_frames(5, elements=("Au", "Al")))
+    with pytest.raises(UserError, match="hold Au, which the model to go on with does not know"):
+        go_on(data={"train": str(tmp_path / "gold.xyz")})
+    with pytest.raises(UserError, match="levels of theory other"):
+        go_on(data={"train": {"path": str(tmp_path / "train.xyz"), "level": "other"}})
+    assert not (tmp_path / "second").exists()
+    after = load_model(go_on().model)
+    assert torch.equal(after.descriptor.scale, model.descriptor.scale)
+    moved = after.fitting.output.weight - model.fitting.output.weight
+    assert 0.0 < moved.abs().max() < 1e-3

@@ -105,8 +105,8 @@ class OptimizerConfig(Section):
     epsilon: float = Field(1e-8, gt=0)
     """Added to Adam's denominator."""
     weight_decay: float | None = Field(None, ge=0)
-    """0 for ``adam`` and ``muon``, 1e-3 for ``adamw`` when not given. With ``muon`` it acts on the weight matrices alone; runs
-    of more than some thousand steps need it, 0.1 for example, lest the matrices grow and saturate the networks."""
+    """0 for ``adam`` and ``muon``, 1e-3 for ``adamw`` when not given. With ``muon`` it acts on weight matrices and their
+    biases; runs of more than some thousand steps need it, 0.1 for example, lest the matrices grow and saturate the networks."""
 
 
 class TrainingConfig(Section):

@@ -17,10 +17,12 @@ class Muon:
     """Orthogonalised momentum for weight matrices (torch.optim.Muon), Adam for everything else.
 
     The step of a matrix has the root mean square that Adam's would have, so one learning rate serves both. Weight decay
-    acts on the matrices alone: their steps do not shrink with the gradient, so in long runs they grow without it.
+    acts on the matrices: their steps do not shrink with the gradient, so in long runs they grow without it. It acts on
+    ``biases``, too, which belong to the matrices: a tanh step lies at −b/w, so were w alone to shrink, the step would leave the
+    range of its input for good.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], config: OptimizerConfig) -> None:
+    def __init__(self, parameters: Sequence[Tensor], config: OptimizerConfig, biases: Sequence[Tensor] = ()) -> None:
         matrices = [p for p in parameters if p.ndim == 2 and min(p.shape) >= SMALLEST_MATRIX]
         others = [p for p in parameters if p.ndim != 2 or min(p.shape) < SMALLEST_MATRIX]
         decay = config.weight_decay or 0.0
@@ -29,8 +31,19 @@ class Muon:
             muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
             self._parts.append(muon)
         if others:
+            shrinking = {id(p) for p in biases} if decay else set()
+            groups = [
+                {"params": [p for p in others if (id(p) in shrinking) is shrinks], "weight_decay": decay * shrinks}
+                for shrinks in (False, True)
+            ]
             self._parts.append(
-                torch.optim.AdamW(others, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=0.0, fused=True)
+                torch.optim.AdamW(
+                    [group for group in groups if group["params"]],
+                    lr=0.0,
+                    betas=config.betas,
+                    eps=config.epsilon,
+                    fused=True,
+                )
             )
 
     @property
@@ -66,10 +79,10 @@ class Composed(Protocol):
 Optimizer = torch.optim.Optimizer | Composed
 
 
-def make_optimizer(parameters: Sequence[Tensor], config: OptimizerConfig) -> Optimizer:
-    """The optimizer the configuration names."""
+def make_optimizer(parameters: Sequence[Tensor], config: OptimizerConfig, biases: Sequence[Tensor] = ()) -> Optimizer:
+    """The optimizer the configuration names; ``biases``: those of the parameters that Muon lets shrink with the matrices."""
     if config.kind == "muon":
-        return Muon(parameters, config)
+        return Muon(parameters, config, biases)
     decay = config.weight_decay
     kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
     if decay is None:

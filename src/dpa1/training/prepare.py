@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -203,6 +204,35 @@ def build(config: ModelConfig, data: Data, chosen: np.ndarray, seed: int) -> tup
     install(potential, statistics)
     potential.info["trained_elements"] = [symbol for symbol in data.elements if symbol in data.train.elements]
     return potential, statistics.max_neighbors
+
+
+def continued(initial: Potential, config: ModelConfig, data: Data) -> Potential:
+    """A copy of ``initial`` to go on with.
+
+    Raises
+    ------
+    UserError
+        when the configuration asks for another architecture, or the data hold elements or levels it does not know.
+    """
+    for key in sorted(config.model_fields_set):
+        if getattr(config, key) != getattr(initial.config, key):
+            raise UserError(
+                f"'model.{key}' is {getattr(config, key)}, but the model to go on with has {getattr(initial.config, key)}; drop the key"
+            )
+    unknown = [symbol for symbol in data.elements if symbol not in initial.elements]
+    if unknown:
+        raise UserError(
+            f"the data hold {', '.join(unknown)}, which the model to go on with does not know; it knows {', '.join(initial.elements)}"
+        )
+    if data.levels != initial.levels:
+        raise UserError(
+            f"the training data hold the levels of theory {', '.join(data.levels)}, and the model to go on with "
+            f"{', '.join(initial.levels)}; give the same in the same order"
+        )
+    potential = copy.deepcopy(initial)
+    trained = {*initial.trained_elements, *data.train.elements}
+    potential.info = {"trained_elements": [symbol for symbol in initial.elements if symbol in trained]}
+    return potential
 
 
 def _one_by_one(dataset: Dataset, chosen: np.ndarray, cutoff: float) -> Iterator[Batch]:

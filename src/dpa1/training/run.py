@@ -25,6 +25,7 @@ from dpa1.training.per_source import SourceCsv
 from dpa1.training.prepare import (
     Data,
     build,
+    continued,
     evaluation_loader,
     frame_chances,
     make_loader,
@@ -96,6 +97,7 @@ def train(
     quiet: bool = False,
     finished: Finished | None = None,
     base: Potential | None = None,
+    initial: Potential | None = None,
 ) -> RunResult:
     """Train a potential as ``config`` (or the file it names) says.
 
@@ -105,6 +107,8 @@ def train(
     quiet: nothing on the screen; ``train.log`` is written all the same.
     finished: called by the main process after the model was saved.
     base: the model that ``finetune.base`` names.
+    initial: a model of the same architecture whose weights, statistics and energy bias this run starts from, instead of
+        new ones; a run that is resumed has them in its checkpoint.
 
     Raises
     ------
@@ -130,7 +134,7 @@ def train(
             config = stored_config(folder, config)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
-        return _train(config, folder, world, report, resume, finished, base)
+        return _train(config, folder, world, report, resume, finished, base, initial)
     except RunError as error:
         report.note(f"failed: {error}")
         raise
@@ -171,18 +175,20 @@ def _train(
     resume: bool,
     finished: Finished | None,
     base: Potential | None,
+    initial: Potential | None,
 ) -> RunResult:
     start = checkpoint.latest(folder / "checkpoints") if resume else None
     tuning = Finetune(config, base) if base is not None else None
     data = open_checked(config) if tuning is None else tuning.data
     config = config if tuning is None else tuning.config
     bias.given_bias(config, data.levels)  # refused, if so, before anything is written
+    begun = continued(initial, config.model, data) if initial is not None and start is None else None
     _describe(data, config, report)
     _enter_folder(folder, world, report)
     if data.dropped and world.main:
         replace_file(folder / "dropped.csv", dropped_csv(data.dropped).encode())
     if tuning is None:
-        potential, isolated = _model(config, data, start, report)
+        potential, isolated = _model(config, data, start, report, begun)
     else:
         potential, isolated = tuning.model(), tuning.isolated()
         report.say("\n".join(tuning.lines))
@@ -237,13 +243,17 @@ def _train(
 
 
 def _model(
-    config: RunConfig, data: Data, start: Path | None, report: Report
+    config: RunConfig, data: Data, start: Path | None, report: Report, begun: Potential | None
 ) -> tuple[Potential, list[dict[str, float]]]:
-    """The model to train, measured from the data or empty for a checkpoint to fill; the isolated atoms it must fit."""
-    isolated = bias.isolated_energies(data.train, config, data.levels)
+    """The model to train: empty for a checkpoint to fill, ``begun``, or measured from the data; the isolated atoms it must fit."""
     if start is not None:
         potential = Potential(config.model, data.levels)
+        isolated = bias.isolated_energies(data.train, config, potential.levels)
+    elif begun is not None:
+        potential = begun
+        isolated = bias.isolated_energies(data.train, config, potential.levels)
     else:
+        isolated = bias.isolated_energies(data.train, config, data.levels)
         chosen = sample(data.train, config.training.statistics_frames, config.seed)
         potential, most = build(config.model, data, chosen, config.seed)
         if config.model.sel is not None and most > config.model.sel:

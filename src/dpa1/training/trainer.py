@@ -78,7 +78,8 @@ class Trainer:
         self.sources: list[dict[str, Any]] = []  # of the last validation
         self.loss, self.schedule = Loss(run.loss), Schedule(config)
         parameters = [p for p in potential.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(parameters, config.optimizer)
+        biases = [p for name, p in potential.named_parameters() if name.endswith(".bias") and p.requires_grad]
+        self.optimizer = make_optimizer(parameters, config.optimizer, biases)
         if run.finetune.method == "lora":
             matrices = lora_matrices(potential, run.finetune.rank)
             self.optimizer = LowRank(parameters, matrices, run.finetune.rank, config.optimizer)
