@@ -59,6 +59,8 @@ PATHS = (
     Path("gated_attention", "cuda", "dpa1.kernels.gpu.attention", "attention tile by tile"),
     Path("contraction", "cuda", "dpa1.kernels.gpu.contraction", "contraction over neighbours in one kernel"),
     Path("embedding", "cpu", "dpa1.kernels.embedding", "embedding net with its slope carried along"),
+    Path("contracted_embedding", "cpu", "dpa1.kernels.contracted_embedding", "embedding net contracted with its slope"),
+    Path("contracted_spline", "cpu", "dpa1.kernels.contracted_spline", "spline tables contracted some atoms at a time"),
     Path("attention_layer", "cpu", "dpa1.kernels.attention", "attention layer with hand-derived derivatives"),
     Path("projected_layer", "cpu", "dpa1.kernels.projected", "attention layer on tabulated queries, keys and values"),
     Path("spline", "cpu", "dpa1.kernels.table", "spline tables as weighted sums of rows"),
@@ -124,6 +126,24 @@ def contraction(features: Tensor, rows: Tensor) -> Tensor:
     return _pick("contraction", features.dtype, features.device, features, rows)
 
 
+def contracted_embedding(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+    rows: Tensor,
+) -> Tensor:
+    """See ``reference.contracted_embedding``. Without a path of its own, it is made of its two parts."""
+    arguments = (radial, pair, table, layers, activation, rows)
+    return _pick("contracted_embedding", radial.dtype, radial.device, *arguments)
+
+
+def contracted_spline(place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """See ``reference.contracted_spline``. Without a path of its own, it is made of its two parts."""
+    return _pick("contracted_spline", place.dtype, place.device, place, row, table, rows)
+
+
 def _layer_of_parts(features: Tensor, keys: Keys, weights: AttentionWeights, options: AttentionOptions) -> Tensor:
     return reference.attention_layer(features, keys, weights, options, gated_attention)
 
@@ -135,6 +155,11 @@ def _pick(operation: str, dtype: torch.dtype, device: torch.device, *arguments: 
             return path.run(*arguments)
     if operation == "attention_layer":
         return _layer_of_parts(*arguments)
+    if operation == "contracted_embedding":
+        return contraction(embedding(*arguments[:-1]), arguments[-1])
+    if operation == "contracted_spline":
+        place, row, table, rows = arguments
+        return contraction(spline(place, row, (table,))[0], rows)
     if operation == "projected_layer":
         attended: Any = reference.projected_layer
         return attended(*arguments, gated_attention)

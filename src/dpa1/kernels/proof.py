@@ -48,7 +48,7 @@ def error(
 
 def derivatives(run: Callable[..., Any], sample: Sample, inputs: list[Tensor]) -> list[Tensor]:
     """Values; first derivatives by all inputs; first by geometry alone, and the second ones by everything."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), wanted.everything():
         x = [tensor.detach().clone().requires_grad_() for tensor in inputs]
         out = sample.call(run, x)
         values = list(out) if isinstance(out, tuple) else [out]
@@ -113,6 +113,15 @@ def _embeddings(dtype: torch.dtype) -> Iterator[Sample]:
             return run(x[0], pair.to(x[0].device), x[1], layers, torch.tanh)
 
         yield Sample([torch.randn(shape, dtype=dtype) for shape in shapes], 1, call)
+
+
+def _contracted_embeddings(dtype: torch.dtype) -> Iterator[Sample]:
+    for sample in _embeddings(dtype):
+
+        def call(run: Callable[..., Any], x: list[Tensor], call: Callable[..., Any] = sample.call) -> Any:
+            return call(lambda *arguments: run(*arguments, x[1]), [x[0], *x[2:]])
+
+        yield Sample([sample.inputs[0], torch.randn(3, 5, 4, dtype=dtype), *sample.inputs[1:]], 2, call)
 
 
 def make_keys(kind: str, weight: Tensor, direction: Tensor | None) -> Keys:
@@ -181,6 +190,15 @@ def _splines(dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample([torch.rand(3, 5, dtype=dtype)], 1, call)
 
 
+def _contracted_splines(dtype: torch.dtype) -> Iterator[Sample]:
+    row, table = torch.randint(0, 4, (3, 5)), torch.randn(10, 6, dtype=dtype)
+
+    def call(run: Callable[..., Any], x: list[Tensor]) -> Any:
+        return run(x[0], row.to(x[0].device), table.to(x[0]), x[1])
+
+    yield Sample([torch.rand(3, 5, dtype=dtype), torch.randn(3, 5, 4, dtype=dtype)], 2, call)
+
+
 def _contractions(dtype: torch.dtype) -> Iterator[Sample]:
     inputs = [torch.randn(3, 5, 6, dtype=dtype), torch.randn(3, 5, 4, dtype=dtype)]
     yield Sample(inputs, 2, lambda run, x: run(*x))
@@ -197,6 +215,8 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[Sample]]] = {
     "linear": _products,
     "environment": _environments,
     "embedding": _embeddings,
+    "contracted_embedding": _contracted_embeddings,
+    "contracted_spline": _contracted_splines,
     "gated_attention": _attentions,
     "attention_layer": _layers,
     "contraction": _contractions,

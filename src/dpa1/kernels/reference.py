@@ -267,6 +267,23 @@ def contraction(features: Tensor, rows: Tensor) -> Tensor:
     return (rows.transpose(-1, -2) @ features).transpose(-1, -2)
 
 
+def contracted_embedding(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+    rows: Tensor,
+) -> Tensor:
+    """The contraction of what the embedding net makes of every pair: arguments as ``embedding``, rows (N, K, 4) → (N, C, 4)."""
+    return contraction(embedding(radial, pair, table, layers, activation), rows)
+
+
+def contracted_spline(place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """The contraction of tabulated features: place, row (N, K), table (R, C), rows (N, K, 4) → (N, C, 4)."""
+    return contraction(spline(place, row, (table,))[0], rows)
+
+
 def descriptor_product(matrix: Tensor, axis: int) -> Tensor:
     """D = M · (M[:axis])ᵀ, flattened row-major. matrix (N, C, 4) → (N, C·axis)."""
     return (matrix @ matrix[:, :axis].transpose(-1, -2)).flatten(1)

@@ -7,7 +7,7 @@ Fast sibling of ``reference.spline``: each value is one weighted sum of six neig
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +46,38 @@ def evaluate(sums: Sums, place: Tensor, row: Tensor, tables: Sequence[Tensor]) -
     return tuple(value.view(*place.shape, value.shape[1]) for value in values)
 
 
+def spline_values(derivative: int, place: Tensor, row: Tensor, table: Tensor) -> Tensor:
+    """The d-th derivative of S (N, K, C) at every place (N, K), differentiable in it."""
+    (found,) = _Values.apply(BAGS, derivative, place.reshape(-1), row.reshape(-1), table)
+    return found.view(*place.shape, -1)
+
+
+def spline_sums(row: Tensor, table: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """Σ_m w_m T[row + m] (N, K, C) for rows (N, K) and each of some weights (N, K, 6); on a CPU."""
+    places = row.numel()
+    first, six, offsets = row.reshape(-1, 1), _six(), _offsets(places)
+    taken = (first + six).view(-1)
+    return tuple(
+        functional.embedding_bag(taken, table, offsets, mode="sum", per_sample_weights=w.reshape(-1)).view(
+            *row.shape, -1
+        )
+        for w in weights
+    )
+
+
+@cache
+def _six() -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(ORDER)
+
+
+@lru_cache(maxsize=16)
+def _offsets(places: int) -> Tensor:
+    """Where the six rows of each place begin."""
+    with torch.inference_mode(False):
+        return torch.arange(0, ORDER * places, ORDER)
+
+
 @cache
 def _polynomials() -> np.ndarray:
     """(6, 6, 6): [d, k, m] coefficient of t^k in the d-th derivative of the weight m, with t = fraction − 1/2."""
@@ -68,7 +100,7 @@ def _coefficients(derivative: int, dtype: torch.dtype, device: torch.device) -> 
         return torch.from_numpy(_polynomials()[derivative]).to(device, dtype)
 
 
-def _weights(derivative: int, place: Tensor) -> Tensor:
+def spline_weights(derivative: int, place: Tensor) -> Tensor:
     """(P, 6) derivatives of the six weights at ``place`` (P,)."""
     if derivative > DEGREE:
         return place.new_zeros(len(place), ORDER)
@@ -122,7 +154,7 @@ class _Values(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.sums, ctx.derivative, ctx.tables = sums, derivative, tables
         ctx.save_for_backward(place, row)
-        weights = _weights(derivative, place)
+        weights = spline_weights(derivative, place)
         return tuple(sums.values(row, weights, table) for table in tables)
 
     @staticmethod
@@ -140,7 +172,7 @@ class _Slope(torch.autograd.Function):
         grads, tables = rest[:count], rest[count:]
         ctx.sums, ctx.derivative, ctx.tables = sums, derivative, tables
         ctx.save_for_backward(place, row, *grads)
-        weights = _weights(derivative, place)
+        weights = spline_weights(derivative, place)
         out = torch.zeros_like(place)
         for grad, table in zip(grads, tables, strict=True):
             out += sums.along(row, weights, table, grad)

@@ -54,3 +54,14 @@ def parameters_only() -> Iterator[None]:
             yield
     finally:
         _state.geometry = before
+
+
+@contextmanager
+def everything() -> Iterator[None]:
+    """Inside, all derivatives are wanted, whatever is said outside."""
+    before = _state.geometry, _state.parameters
+    _state.geometry = _state.parameters = True
+    try:
+        yield
+    finally:
+        _state.geometry, _state.parameters = before

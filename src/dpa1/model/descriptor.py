@@ -28,7 +28,7 @@ from dpa1.model.attention import NeighborAttention, make_keys
 from dpa1.model.elements import TypeEmbedding
 from dpa1.model.networks import EmbeddingNet
 from dpa1.model.rows import Rows
-from dpa1.model.table import Tables, tabulated_features
+from dpa1.model.table import Tables, tabulated_features, tabulated_product
 
 
 class Descriptor(nn.Module):
@@ -89,17 +89,7 @@ class Descriptor(nn.Module):
             # Without the mean: a neighbour at the cutoff must leave the contraction at exactly zero.
             contracted = rows.environment[..., 0] / radial_scale
         matrix = torch.cat([contracted.unsqueeze(-1), rows.environment[..., 1:] / angular_scale], dim=-1)
-        projected: Projected | None = None
-        if self.tables is None:
-            features = self.pair_features(radial, rows.neighbor_type, rows.centre_type.unsqueeze(1), rows.weight, table)
-        else:
-            features, projected = tabulated_features(self, self.tables, radial, rows, table)
-        if self.attention:
-            keys = make_keys(config, rows)
-            for layer in self.attention:
-                features = layer(features, keys, projected)
-                projected = None
-        product = dispatch.contraction(features, matrix)
+        product = self._product(radial, matrix, rows, table)
         if config.convention == "deepmd":
             if config.subtract_mean:
                 product = product + self._empty_slots(rows, -mean / scale[..., 0], table)
@@ -112,6 +102,25 @@ class Descriptor(nn.Module):
         if config.append_type_embedding:
             descriptor = torch.cat([descriptor, table[rows.centre_type]], dim=-1)
         return descriptor
+
+    def _product(self, radial: Tensor, matrix: Tensor, rows: Rows, table: Tensor) -> Tensor:
+        """(n, K) radial inputs, (n, K, 4) environment matrix → (n, C, 4) features contracted over the neighbours."""
+        if not self.attention and self.type_net is None:
+            if self.tables is not None:
+                return tabulated_product(self, self.tables, radial, matrix, rows, table)
+            pair, types = self._type_pairs(rows.neighbor_type, rows.centre_type.unsqueeze(1), table)
+            return self.embedding.contracted_pairs(radial, pair, types, matrix)
+        projected: Projected | None = None
+        if self.tables is None:
+            features = self.pair_features(radial, rows.neighbor_type, rows.centre_type.unsqueeze(1), rows.weight, table)
+        else:
+            features, projected = tabulated_features(self, self.tables, radial, rows, table)
+        if self.attention:
+            keys = make_keys(self.config, rows)
+            for layer in self.attention:
+                features = layer(features, keys, projected)
+                projected = None
+        return dispatch.contraction(features, matrix)
 
     def pair_features(
         self, radial: Tensor, neighbor_type: Tensor, centre_type: Tensor, weight: Tensor, table: Tensor

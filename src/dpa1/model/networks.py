@@ -104,8 +104,15 @@ class EmbeddingNet(nn.Module):
 
     def pairs(self, radial: Tensor, pair: Tensor | None, table: Tensor | None) -> Tensor:
         """The net on [s, table[pair]]: radial (n, K), pair (n, K) rows of ``table`` (T, c). Returns (n, K, C)."""
+        return dispatch.embedding(radial, pair, table, *self._stack())
+
+    def contracted_pairs(self, radial: Tensor, pair: Tensor | None, table: Tensor | None, rows: Tensor) -> Tensor:
+        """``pairs`` contracted with rows (n, K, 4) over the neighbours. Returns (n, C, 4)."""
+        return dispatch.contracted_embedding(radial, pair, table, *self._stack(), rows)
+
+    def _stack(self) -> tuple[list[DenseLayer], Callable[[Tensor], Tensor]]:
         layers = [cast(Dense, layer) for layer in self.layers]
-        return dispatch.embedding(radial, pair, table, [layer.parts() for layer in layers], layers[0].activation)
+        return [layer.parts() for layer in layers], layers[0].activation
 
 
 class FittingNet(nn.Module):

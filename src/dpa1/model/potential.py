@@ -321,13 +321,12 @@ class Potential(Tabulable):
             vectors = view.vectors[plan.pairs] if pairs else view.vectors.new_zeros(*filled.shape, 3)
             near = view.types[view.neighbor[plan.pairs]] if pairs else plan.pairs
             centre, first = view.types[plan.atoms], view.first_type[plan.atoms]
-            with torch.set_grad_enabled(derive):
+            with torch.set_grad_enabled(derive), geometry_only():
                 vectors.requires_grad_(derive)
                 rows = rows_of(vectors, filled, centre, near, first, self._visible, self.config, self.dtype)
                 energies, descriptor = self.energies(rows, level if isinstance(level, int) else level[plan.atoms])
                 if derive and pairs:
-                    with geometry_only():
-                        (found,) = torch.autograd.grad(energies.sum(), vectors)
+                    (found,) = torch.autograd.grad(energies.sum(), vectors)
                     slope[plan.pairs[filled]] = found[filled]
             atomic[plan.atoms] = energies.detach()
             if keep_descriptor:

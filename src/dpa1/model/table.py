@@ -166,6 +166,26 @@ class Tables:
 
         ``exact`` evaluates the networks for the slots of a mask (n, K): those out of the tables' range.
         """
+        place, row, outside = self._places(radial, pair)
+        values = dispatch.spline(place, row, self.values)
+        if outside is not None:
+            values = tuple(
+                value.masked_scatter(outside.unsqueeze(-1), true)
+                for value, true in zip(values, exact(outside), strict=True)
+            )
+        return values
+
+    def contracted(
+        self, radial: Tensor, pair: Tensor, rows: Tensor, exact: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> Tensor:
+        """The only tabulated quantity contracted with rows (n, K, 4) over the neighbours: (n, C, 4)."""
+        place, row, outside = self._places(radial, pair)
+        if outside is not None:
+            return dispatch.contraction(self.lookup(radial, pair, exact)[0], rows)
+        return dispatch.contracted_spline(place, row, self.values[0], rows)
+
+    def _places(self, radial: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(n, K) place within a cell, its first row, and which are out of range, or None for no slot."""
         assert self.grid is not None
         x = radial * self.grid.inverse[pair] + self.grid.origin[pair]
         with torch.no_grad():
@@ -175,22 +195,33 @@ class Tables:
             row = self.grid.row[pair] + cell.long()
             far = not self._all_inside and bool(outside.any())
         place = x - cell
-        if far:
-            place = place.masked_fill(outside, 0.5)
-        values = dispatch.spline(place, row, self.values)
-        if far:
-            values = tuple(
-                value.masked_scatter(outside.unsqueeze(-1), true)
-                for value, true in zip(values, exact(outside), strict=True)
-            )
-        return values
+        return (place.masked_fill(outside, 0.5), row, outside) if far else (place, row, None)
 
 
 def tabulated_features(
     descriptor: Descriptor, tables: Tables, radial: Tensor, rows: Rows, types: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
     """Pair features (n, K, C) and, where they are tabulated, the first layer's queries, keys and values (n, K, W)."""
-    pair = rows.neighbor_type + len(types) * rows.centre_type.unsqueeze(1)
+    pair, exact = _lookup_arguments(descriptor, radial, rows, types)
+    found = tables.lookup(radial, pair, exact)
+    if not descriptor.types_fade:
+        return found[0], (found[1], found[2], found[3]) if len(found) == 4 else None
+    centre = rows.centre_type.unsqueeze(1)
+    return descriptor.with_types(found[0], rows.neighbor_type, centre, rows.weight, types), None
+
+
+def tabulated_product(
+    descriptor: Descriptor, tables: Tables, radial: Tensor, matrix: Tensor, rows: Rows, types: Tensor
+) -> Tensor:
+    """Without attention: pair features contracted with the environment matrix (n, K, 4) → (n, C, 4)."""
+    pair, exact = _lookup_arguments(descriptor, radial, rows, types)
+    return tables.contracted(radial, pair, matrix, exact)
+
+
+def _lookup_arguments(
+    descriptor: Descriptor, radial: Tensor, rows: Rows, types: Tensor
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
+    """(n, K) table of each slot, and what evaluates the networks for the slots of a mask."""
 
     def exact(slots: Tensor) -> tuple[Tensor, ...]:
         centre = rows.centre_type.unsqueeze(1).expand(slots.shape)[slots]
@@ -198,11 +229,7 @@ def tabulated_features(
         found = columns(descriptor, radial[slots].unsqueeze(0), near, centre.unsqueeze(0), types)
         return tuple(value.squeeze(0) for value in found)
 
-    found = tables.lookup(radial, pair, exact)
-    if not descriptor.types_fade:
-        return found[0], (found[1], found[2], found[3]) if len(found) == 4 else None
-    centre = rows.centre_type.unsqueeze(1)
-    return descriptor.with_types(found[0], rows.neighbor_type, centre, rows.weight, types), None
+    return rows.neighbor_type + len(types) * rows.centre_type.unsqueeze(1), exact
 
 
 def columns(

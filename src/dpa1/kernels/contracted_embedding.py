@@ -1,0 +1,38 @@
+"""The embedding net and the contraction of its features in one: see ``embedding`` and ``contracted``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from dpa1.kernels import embedding, reference
+from dpa1.kernels.contracted import contract
+from dpa1.kernels.reference import DenseLayer
+
+
+def supports(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+    rows: Tensor,
+) -> bool:
+    """What ``embedding`` supports."""
+    return embedding.supports(radial, pair, table, layers, activation)
+
+
+def run(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+    rows: Tensor,
+) -> Tensor:
+    """``reference.contracted_embedding``, twice differentiable in all floating-point arguments."""
+    value, slope = embedding.with_slope(radial, pair, table, layers)
+    if slope is None:
+        return reference.contraction(value, rows)
+    return contract(radial, value, slope, rows)

@@ -1,0 +1,65 @@
+"""Tabulated features contracted with the environment matrix, some atoms at a time.
+
+Fast sibling of ``reference.contracted_spline``. The features of all pairs are never written to memory: each of both passes
+forms those of a few atoms, which stay in the processor's cache, and reduces them at once,
+
+    P = Rᵀ S(x)      R̄ = S P̄ᵀ      x̄_j = Σ_a R_ja Σ_c P̄_ac S'_jc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpa1.kernels.table import spline_sums, spline_values, spline_weights
+
+ELEMENTS = 131_072
+
+
+def supports(place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -> bool:
+    """A table that is constant."""
+    return not table.requires_grad
+
+
+def run(place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """``reference.contracted_spline``, twice differentiable in ``place`` and ``rows``."""
+    product: Tensor = _Contracted.apply(place, row, table, rows)
+    return product.transpose(1, 2)
+
+
+class _Contracted(torch.autograd.Function):
+    """P (N, 4, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+        weights = spline_weights(0, place.reshape(-1)).view(*place.shape, -1)
+        ctx.save_for_backward(place, row, table, rows, weights)
+        product = rows.new_empty(len(rows), rows.shape[2], table.shape[1])
+        for some in _few(place, table):
+            torch.bmm(rows[some].transpose(1, 2), spline_sums(row[some], table, weights[some])[0], out=product[some])
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        place, row, table, rows, weights = ctx.saved_tensors
+        product_bar = cotangents[0].contiguous().transpose(1, 2)  # the order in which small products are fast
+        if torch.is_grad_enabled():
+            slope, value = (spline_values(d, place, row, table) for d in (1, 0))
+            along, rows_bar = torch.bmm(slope, product_bar), torch.bmm(value, product_bar)
+        else:
+            slopes = spline_weights(1, place.reshape(-1)).view(*place.shape, -1)
+            along, rows_bar = torch.empty_like(rows), torch.empty_like(rows)
+            for some in _few(place, table):
+                slope, value = spline_sums(row[some], table, slopes[some], weights[some])
+                torch.bmm(slope, product_bar[some], out=along[some])
+                torch.bmm(value, product_bar[some], out=rows_bar[some])
+        return (rows * along).sum(-1), None, None, rows_bar
+
+
+def _few(place: Tensor, table: Tensor) -> Iterator[slice]:
+    size = max(1, ELEMENTS // max(1, place.shape[1] * table.shape[1]))
+    for start in range(0, len(place), size):
+        yield slice(start, start + size)
