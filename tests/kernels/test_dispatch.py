@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from dpa1.kernels import dispatch, proof, reference
+from dpa1.kernels import dispatch, openblas, proof, reference
 
 CPU_PATHS = [path for path in dispatch.PATHS if path.device == "cpu"]
 
@@ -13,7 +13,10 @@ CPU_PATHS = [path for path in dispatch.PATHS if path.device == "cpu"]
 @pytest.mark.parametrize("path", CPU_PATHS, ids=lambda path: path.operation)
 def test_proves_itself(path):
     for dtype in path.precisions:
-        assert path.error(dtype, "cpu") <= proof.TOLERANCE[dtype]
+        error = path.error(dtype, "cpu")
+        if error is None:
+            pytest.skip("not for this machine")
+        assert error <= proof.TOLERANCE[dtype]
         assert dispatch.holds(path, dtype, "cpu")
 
 
@@ -27,7 +30,9 @@ def test_disagreement_is_loud_and_the_reference_runs(path, monkeypatch, caplog):
 
     monkeypatch.setattr(dispatch.import_module(path.module), "run", wrong)
     dispatch.proven.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="dpa1"):
+    if path.error(path.precisions[-1], "cpu") is None:
+        pytest.skip("not for this machine")
+    with caplog.at_level(logging.WARNING, logger="dpa1"), openblas.alone():
         for sample in proof.SAMPLES[path.operation](path.precisions[-1]):
             result = sample.call(getattr(dispatch, path.operation), sample.inputs)
             expected = sample.call(plain, sample.inputs)
@@ -41,7 +46,9 @@ def test_disagreement_is_loud_and_the_reference_runs(path, monkeypatch, caplog):
 
 def test_report_lists_every_path():
     lines = dispatch.report("cpu")
-    assert len(lines) == sum(len(path.precisions) for path in CPU_PATHS)
+    here = [(path, dtype) for path in CPU_PATHS for dtype in path.precisions if path.error(dtype, "cpu") is not None]
+    assert len(lines) == len(here)
+    assert len({path.operation for path, _ in here}) >= 7
     assert all(line["ok"] for line in lines)
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
-from dpa1.kernels.products import product
+from dpa1.kernels.products import batched, product
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
 from dpa1.kernels.wanted import geometry_wanted, parameters_wanted
 
@@ -101,13 +101,13 @@ class _Forward(torch.autograd.Function):
         rho = torch.linalg.vector_norm(_three(p), dim=-1).clamp_(min=1e-12).reciprocal_()
         u = _three(p).mul_(_column(rho)).flatten(-2)
         q, k, v = u.chunk(3, dim=-1)
-        e, s = torch.bmm(q, _t(k)).mul_(options.temperature), None
+        e, s = batched(q, _t(k)).mul_(options.temperature), None
         if f is not None:
             s = e.sub_(null.score)
             e = torch.mul(s, f).add_(null.score)
         e.exp_()
         d = (null.number * math.exp(null.score)).unsqueeze(1) + torch.bmm(e, _column(w)).squeeze(-1)
-        y = torch.bmm(e * g, v).div_(_column(d))
+        y = batched(e * g, v).div_(_column(d))
         z = product(_rows(y), parts.out_weight, parts.out_bias).view_as(x).add_(x)
         o, mean, rstd = torch.native_layer_norm(z, z.shape[-1:], parts.norm_scale, parts.norm_offset, options.eps)
         ctx.set_materialize_grads(False)
@@ -157,7 +157,7 @@ def _reverse(
     y_bar = _add(product(_rows(z_bar), parts.out_weight.t()).view_as(y), extra.y)
     ub = y_bar / _column(d)
     db = _add((ub * y).sum(-1).neg_(), extra.d)
-    t = torch.bmm(ub, _t(v))
+    t = batched(ub, _t(v))
     e_bar = _add(torch.addcmul(_column(db) * w.unsqueeze(1), g, t), extra.e)
     s_bar = e_bar.mul_(e)
     f_bar = s_bar * s if f is not None and geometry else None
@@ -167,9 +167,10 @@ def _reverse(
     eg = e * g
     u_bar = torch.empty_like(u)
     qb, kb, vb = u_bar.chunk(3, dim=-1)
-    qb.baddbmm_(s_bar, k, beta=0, alpha=options.temperature)
-    kb.baddbmm_(_t(s_bar), q, beta=0, alpha=options.temperature)
-    vb.baddbmm_(_t(eg), ub, beta=0)
+    s_bar = s_bar.mul_(options.temperature)
+    batched(s_bar, k, qb)
+    batched(_t(s_bar), q, kb)
+    batched(_t(eg), ub, vb)
     u_bar = _add(u_bar, extra.u)
     dot = (_three(u_bar) * _three(u)).sum(-1)
     along = dot if extra.rho is None else dot.addcmul(rho, extra.rho)
@@ -212,7 +213,7 @@ class _Backward(torch.autograd.Function):
         u_along = _three(ap).addcmul_(_three(u), _column(ap_dot), value=-1).mul_(_column(rho)).flatten(-2)
         qa, ka, va = u_along.chunk(3, dim=-1)
         # Scores and exponentials.
-        s_along = torch.bmm(qa, _t(k)).baddbmm_(q, _t(ka)).mul_(tau)
+        s_along = batched(qa, _t(k)).add_(batched(q, _t(ka))).mul_(tau)
         e_bar = torch.addcmul(_column(db) * w.unsqueeze(1), g, t)
         s_bar = e * e_bar
         s2, f2 = None, None
@@ -225,7 +226,7 @@ class _Backward(torch.autograd.Function):
             s_bar.mul_(f)
         e_along = e * s_along
         b = e_along * g  # ∂Φ/∂T
-        t_along = torch.bmm(ub, _t(va))
+        t_along = batched(ub, _t(va))
         e2 = e_bar.mul_(s_along).addcmul_(g, t_along)
         d_along = torch.bmm(e_along, _column(w))
         if ag is not None:
@@ -234,16 +235,17 @@ class _Backward(torch.autograd.Function):
         if aw is not None:
             e2.addcmul_(_column(db), aw.unsqueeze(1))
             d_along.baddbmm_(e, _column(aw))
-        y_along = torch.bmm(b, v).baddbmm_(e * g, va).addcmul_(y, d_along, value=-1).div_(_column(d))
+        y_along = batched(b, v).add_(batched(e * g, va)).addcmul_(y, d_along, value=-1).div_(_column(d))
         y2 = ub * d_along.neg_()
         d2 = (ub * y_along).sum(-1).neg_()
         g2 = t_along.mul_(e).addcmul_(e_along, t) if geometry else None
         w2 = torch.bmm(_t(e_along), _column(db)).squeeze(-1) if geometry else None
         u2 = torch.empty_like(u)
         q2, k2, v2 = u2.chunk(3, dim=-1)
-        q2.baddbmm_(s_bar, ka, beta=0, alpha=tau)
-        k2.baddbmm_(_t(s_bar), qa, beta=0, alpha=tau)
-        v2.baddbmm_(_t(b), ub, beta=0)
+        s_bar.mul_(tau)
+        batched(s_bar, ka, q2)
+        batched(_t(s_bar), qa, k2)
+        batched(_t(b), ub, v2)
         _three(u2).addcmul_(_three(u_along), _column(dot), value=-1)
         _three(u2).addcmul_(_three(p_bar), _column(ap_dot), value=-1)
         # Layer norm; Z̄ = r·Proj(h), and A = r·Proj(a) likewise.

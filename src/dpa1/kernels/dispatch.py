@@ -44,16 +44,18 @@ class Path:
     def supports(self, *arguments: Any) -> bool:
         return bool(import_module(self.module).supports(*arguments))
 
-    def error(self, dtype: torch.dtype, device: str) -> float:
-        """Largest difference from the reference on tiny systems, relative to the largest value."""
+    def error(self, dtype: torch.dtype, device: str) -> float | None:
+        """Largest difference from the reference on tiny systems, relative to the largest value; None: not for this machine."""
         from dpa1.kernels import proof
 
         return proof.error(self.operation, self.run, self.supports, dtype, device)
 
 
-PRODUCTS = Path("linear", "cpu", "dpa1.kernels.products", "products of matrices by oneDNN", (torch.float32,))
+PRODUCTS = Path("linear", "cpu", "dpa1.kernels.products", "products of matrices by oneDNN or OpenBLAS")
+BATCHED = Path("batched", "cpu", "dpa1.kernels.openblas", "products of many matrices by OpenBLAS")
 PATHS = (
     PRODUCTS,
+    BATCHED,
     Path("environment", "cuda", "dpa1.kernels.gpu.environment", "environment matrix in one kernel"),
     Path("embedding", "cuda", "dpa1.kernels.gpu.embedding", "embedding net in one kernel"),
     Path("gated_attention", "cuda", "dpa1.kernels.gpu.attention", "attention tile by tile"),
@@ -79,6 +81,11 @@ def environment(
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See ``reference.linear``."""
     return _pick("linear", x.dtype, x.device, x, weight, bias)
+
+
+def batched(a: Tensor, b: Tensor) -> Tensor:
+    """See ``reference.batched``."""
+    return _pick("batched", a.dtype, a.device, a, b)
 
 
 def embedding(
@@ -177,8 +184,8 @@ def proven(path: Path, dtype: torch.dtype, device: str) -> bool:
     from dpa1.kernels import proof
 
     error = path.error(dtype, device)
-    good = error <= proof.TOLERANCE.get(dtype, 0.0)
-    if not good:
+    good = error is not None and error <= proof.TOLERANCE.get(dtype, 0.0)
+    if error is not None and not good:
         log.warning(
             "the fast path '%s' differs from the reference by %.1e in %s on %s: the slower reference runs instead",
             path.title, error, dtype, device,
@@ -189,15 +196,15 @@ def proven(path: Path, dtype: torch.dtype, device: str) -> bool:
 def report(device: str) -> list[dict[str, Any]]:
     """Every fast path for a device, each in both precisions, with its error and whether it is used."""
     kind = device.partition(":")[0]
+    tried = [(path, dtype) for path in PATHS if path.device == kind for dtype in path.precisions]
     return [
         {
             "operation": path.operation,
             "path": path.title,
             "precision": str(dtype).removeprefix("torch."),
-            "error": path.error(dtype, device),
+            "error": error,
             "ok": holds(path, dtype, kind),
         }
-        for path in PATHS
-        if path.device == kind
-        for dtype in path.precisions
+        for path, dtype in tried
+        if (error := path.error(dtype, device)) is not None
     ]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
-from dpa1.kernels.products import product
+from dpa1.kernels.products import batched, product
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
 
 
@@ -59,12 +59,12 @@ class _Layer(torch.autograd.Function):
         ctx: Any, constants: Any, x: Tensor, q: Tensor, k: Tensor, v: Tensor, w: Tensor, g: Tensor, f: Tensor | None
     ) -> Tensor:
         null_count, null_score, weights, options = constants
-        s = torch.bmm(q, _t(k))
+        s = batched(q, _t(k))
         e = s if f is None else s.sub_(null_score).mul(f).add_(null_score)
         e = e.exp_()
         d = torch.bmm(e, w.unsqueeze(-1)).add_((null_count * math.exp(null_score))[:, None, None])
         eg = e * g
-        y = torch.bmm(eg, v).div_(d)
+        y = batched(eg, v).div_(d)
         z = product(y.flatten(0, 1), weights.out_weight, weights.out_bias).view_as(x).add_(x)
         o, mean, rstd = torch.native_layer_norm(z, z.shape[-1:], weights.norm_scale, weights.norm_offset, options.eps)
         ctx.constants = constants
@@ -82,13 +82,13 @@ class _Layer(torch.autograd.Function):
         )
         u = product(z_bar.flatten(0, 1), weights.out_weight.t()).view_as(y).div_(d)
         d_bar = (u * y).sum(-1, keepdim=True).neg_()
-        t = torch.bmm(u, _t(v))
+        t = batched(u, _t(v))
         s_bar = torch.addcmul(d_bar * w.unsqueeze(1), g, t).mul_(e)
         f_bar = None
         if f is not None:
             f_bar = s_bar * s
             s_bar.mul_(f)
-        q_bar, k_bar, v_bar = torch.bmm(s_bar, k), torch.bmm(_t(s_bar), q), torch.bmm(_t(eg), u)
+        q_bar, k_bar, v_bar = batched(s_bar, k), batched(_t(s_bar), q), batched(_t(eg), u)
         w_bar = torch.bmm(_t(e), d_bar).squeeze(-1)
         return None, z_bar, q_bar, k_bar, v_bar, w_bar, t.mul_(e), f_bar
 

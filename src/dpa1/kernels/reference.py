@@ -267,6 +267,11 @@ def contraction(features: Tensor, rows: Tensor) -> Tensor:
     return (rows.transpose(-1, -2) @ features).transpose(-1, -2)
 
 
+def batched(a: Tensor, b: Tensor) -> Tensor:
+    """a·b of stacks of matrices: (N, i, j), (N, j, k) → (N, i, k)."""
+    return torch.bmm(a, b)
+
+
 def contracted_embedding(
     radial: Tensor,
     pair: Tensor | None,

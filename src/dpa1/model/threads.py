@@ -18,6 +18,8 @@ from typing import TypeVar
 
 import torch
 
+from dpa1.kernels import openblas
+
 T = TypeVar("T")
 R = TypeVar("R")
 LEAST_SLOTS = 500  # of a block: below, the calls cost more than the arithmetic
@@ -35,16 +37,17 @@ _state = _State()
 def threads_for_blocks(pairs: int) -> Iterator[None]:
     """Inside, only blocks are shared out, unless there are many ``pairs``; this thread does alone what is between."""
     count = torch.get_num_threads()
-    if _state.team or count == 1 or pairs >= SHARED_PAIRS:
-        yield
-        return
-    _state.team = count
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        _state.team = 0
-        torch.set_num_threads(count)
+    with openblas.alone():
+        if _state.team or count == 1 or pairs >= SHARED_PAIRS:
+            yield
+            return
+        _state.team = count
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            _state.team = 0
+            torch.set_num_threads(count)
 
 
 def thread_count() -> int:
