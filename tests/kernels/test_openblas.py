@@ -23,13 +23,19 @@ def test_threads_come_back():
         with openblas.alone():
             pass
         assert blas_threads() == {1}
-        other = threading.Thread(target=lambda: openblas.alone().__enter__())
+        entered, leave = threading.Event(), threading.Event()
+
+        def work():
+            with openblas.alone():
+                entered.set()
+                leave.wait()
+
+        other = threading.Thread(target=work)
         other.start()
-        other.join()
+        entered.wait()
     assert blas_threads() == {1}  # the other thread is still inside
-    openblas._State.inside -= 1
-    with openblas.alone():
-        pass
+    leave.set()
+    other.join()
     assert blas_threads() == before
 
 
