@@ -30,7 +30,7 @@ from common import DATASETS, save
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 # Optimizer steps for each number of frames, times the task's length.
 STEPS = {8: 300, 16: 350, 32: 450, 64: 600, 128: 700, 256: 800, 512: 1000}
-FEW = 16
+FEW, MANY = 16, 128
 ZERO = 0  # "frames" of the run that only refits the energy bias of the pretrained model
 
 
@@ -40,7 +40,8 @@ class Task:
 
     ``without``: reduced formulas that the pretraining has as well, so frames of them are left out here.
     ``rates``: learning rate from scratch and of the fine-tune, ``method``: of the fine-tune; the best of those tried with
-    32 frames and seed 1. ``few``: the same three for up to 16 frames, the best of those tried with 8, where they differ.
+    32 frames and seed 1. ``few``, ``many``: the same three for up to 16 and from 128 frames, the best of those tried with 8 and
+    with 128, where they differ.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Task:
     rates: tuple[float, float] = (1e-2, 1e-2)
     method: str = "full"
     few: tuple[float, float, str] | None = None
+    many: tuple[float, float, str] | None = None
     without: tuple[str, ...] = ()
 
 
@@ -92,9 +94,8 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        *rates, method = (
-            self.task.few if self.task.few and ZERO < self.frames <= FEW else (*self.task.rates, self.task.method)
-        )
+        own = self.task.few if ZERO < self.frames <= FEW else self.task.many if self.frames >= MANY else None
+        *rates, method = own or (*self.task.rates, self.task.method)
         rate = self.rate or rates[ARMS.index(self.arm)]
         return {"learning_rate": rate} | ({"method": self.method or method} if self.arm == "finetune" else {})
 

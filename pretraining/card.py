@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from refit import refit_bias
 from sources import SOURCES
 
 from dpa1.analysis.evaluate import evaluate
@@ -44,6 +45,8 @@ REPLAY, REPLAY_ATOMS = 8, 40  # frames of each source that travel with the model
 def install(run: Path, data: Path, target: Path, name: str = "model.dpa1") -> None:
     """Write the model of a run with its card to ``target``; ``name``: ``model.dpa1``, or ``best.dpa1`` of an unfinished run."""
     potential = load_model(run / name)
+    refit_bias(potential, data)
+    potential.info.pop("errors", None)  # of before that; the card has those of now
     potential.info |= {"licence": LICENCE, "card": _card(potential, run, data)}
     attach_replay(potential, replay_frames(run, data))
     # Names of files on the machine it was trained on say nothing elsewhere; the card names the sources.
@@ -70,7 +73,8 @@ def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
         "sources": [_source(potential, source.name, data) for source in SOURCES],
         "held_back": held,
         "dropped": "; ".join(f"{n} frames of {source} ({why})" for (source, why), n in _reasons(dropped).items()),
-        "training": before + f"{log[-1]['step']} steps of about 128 atoms on one CPU core, {seconds / 3600:.1f} hours",
+        "training": f"{before}{log[-1]['step']} steps of about 128 atoms on one CPU core, {seconds / 3600:.1f} hours; then the energy bias "
+        "was refitted to the training frames, without the dimers",
         "log": [
             {key: float(row[key]) for key in ("step", "seconds", "valid_loss", "valid_energy_mae", "valid_force_mae")}
             for row in log[::-every][::-1]

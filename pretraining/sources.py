@@ -27,7 +27,8 @@ class Source:
     """One data set: its files below the folder of data sets, level of theory, licence, and how it is drawn from.
 
     ``held``: files held back as published; without them families are. ``share``: chance of a frame to come from here.
-    ``labels``: which of its energies, forces and virials are labels. ``without``: frames with these elements are not used.
+    ``forces``: whether its forces are labels (not zeros by symmetry). ``without``: frames with these elements are not used.
+    ``misfit``: its energies are on a branch the model cannot follow, so the final energy bias is not fitted to them.
     """
 
     name: str
@@ -37,15 +38,16 @@ class Source:
     origin: str
     level: str = "pbe"
     held: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ("energy", "forces", "stress")
+    forces: bool = True
     without: tuple[str, ...] = ()
+    misfit: bool = False
 
 
 MATTERSIM = ("MIT, CC-BY-4.0", "github.com/microsoft/mattersim")
 MLEARN = ("BSD-3-Clause", "github.com/materialsvirtuallab/mlearn")
 MIT = "MIT"
 # Their dimers jump between electronic branches (down to −40 eV/atom), and most have f electrons that the crystals' PAW
-# potentials keep in the core. The energies of the other dimers lie electronvolts off the line of the crystals', too.
+# potentials keep in the core: another energy scale.
 LANTHANIDES = tuple("Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb".split())
 SOURCES = (
     *(
@@ -60,8 +62,8 @@ SOURCES = (
         )
     ),
     Source(
-        "diatomics", ("diatomics_PBE/PBE.xyz.gz",), 1.0, MIT, "github.com/janosh/matbench-discovery",
-        labels=("forces",), without=LANTHANIDES,
+        "diatomics", ("diatomics_PBE/PBE.xyz.gz",), 0.3, MIT, "github.com/janosh/matbench-discovery",
+        without=LANTHANIDES, misfit=True,
     ),
     *(
         Source(f"mlearn-{e}", (f"mlearn_{e}/train.xyz.gz",), 0.25, *MLEARN, held=(f"mlearn_{e}/test.xyz.gz",))
@@ -74,8 +76,7 @@ SOURCES = (
     Source("oxides-BO2", ("oxides_BO2_PBE/all.xyz.gz",), 0.1, MIT, "github.com/Open-Catalyst-Project/ocp"),
     Source(
         "acwf-eos", ("acwf_eos_PBE/unaries.xyz.gz", "acwf_eos_PBE/oxides.xyz.gz"), 0.5, MIT,
-        "github.com/aiidateam/acwf-verification-scripts", level="pbe-acwf",
-        labels=("energy", "stress"),  # forces are zero by symmetry
+        "github.com/aiidateam/acwf-verification-scripts", level="pbe-acwf", forces=False,
     ),
 )  # fmt: skip
 
@@ -97,7 +98,7 @@ def prepare(datasets: Path, folder: Path) -> None:
         for file, frames in found.items():
             for atoms in frames:
                 back = file in source.held if source.held else _family(atoms) in held_families
-                parts["valid" if back else "train"].append(_labelled(atoms, source.labels))
+                parts["valid" if back else "train"].append(_labelled(atoms, source.forces))
         for part, frames in parts.items():
             with gzip.open(folder / part / f"{source.name}.xyz.gz", "wt", compresslevel=6) as file:
                 write(file, frames, format="extxyz")
@@ -139,12 +140,14 @@ def _place(family: str) -> float:
     return int.from_bytes(hashlib.sha256(family.encode()).digest()[:8], "big") / 2**64
 
 
-def _labelled(atoms: Atoms, wanted: tuple[str, ...]) -> Atoms:
-    """The frame with the wanted labels and nothing else."""
+def _labelled(atoms: Atoms, forces: bool) -> Atoms:
+    """The frame with its energy, forces and virial and nothing else."""
     from ase.calculators.singlepoint import SinglePointCalculator
 
     results = dict(atoms.calc.results)
-    labels = {key: results[key] for key in wanted if key in results}
+    labels = {key: results[key] for key in ("energy", "forces") if key in results and (forces or key != "forces")}
+    if "stress" in results:
+        labels["stress"] = results["stress"]
     bare = Atoms(atoms.symbols, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     bare.info["family"] = _family(atoms)
     bare.calc = SinglePointCalculator(bare, **labels)
