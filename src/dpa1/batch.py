@@ -12,10 +12,12 @@ from torch import Tensor
 
 from dpa1.errors import UserError
 from dpa1.frames import Frame
+from dpa1.kernels import openblas
 from dpa1.neighbors import Neighbors, find_neighbors
 from dpa1.neighbors_device import find_on_device
 
 LARGE = 2000  # atoms of a frame from which on a search on a GPU is worth its launches
+SHARED_SEARCH = 10_000  # atoms of a frame from which threads share its search
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,7 @@ def make_batch(
         pairs = _pairs_on_device(frames, cutoff, starts, place)
     else:
         if neighbors is None:
-            neighbors = [find_neighbors(frame, cutoff, torch.get_num_threads()) for frame in frames]
+            neighbors = [find_neighbors(frame, cutoff, _threads(frame)) for frame in frames]
         pairs = _pairs(frames, neighbors, starts)
     nan_virial, nan = np.full((3, 3), np.nan), float("nan")
 
@@ -112,13 +114,19 @@ def make_batch(
     return batch if place.type == "cpu" else batch.to(place)
 
 
+def _threads(frame: Frame) -> int:
+    """Of the search: for few atoms, waking threads and waiting for them costs more than they bring."""
+    return torch.get_num_threads() if len(frame) >= SHARED_SEARCH else 1
+
+
 def _pairs(frames: Sequence[Frame], neighbors: Sequence[Neighbors], starts: np.ndarray) -> tuple[Tensor, ...]:
     """Centre, neighbor and shift (Å) of all frames, whose atoms begin at ``starts``."""
 
     def index(parts: list[np.ndarray]) -> np.ndarray:
         return np.concatenate([part + start if start else part for part, start in zip(parts, starts, strict=True)])
 
-    shift = np.concatenate([n.shift @ f.cell for n, f in zip(neighbors, frames, strict=True)])
+    with openblas.alone():
+        shift = np.concatenate([n.shift @ f.cell for n, f in zip(neighbors, frames, strict=True)])
     columns = index([n.centre for n in neighbors]), index([n.neighbor for n in neighbors]), shift
     return tuple(torch.from_numpy(column) for column in columns)
 

@@ -9,7 +9,7 @@ from threadpoolctl import ThreadpoolController
 
 from dpa1.kernels import openblas, products
 
-pytestmark = pytest.mark.skipif(openblas._library() is None, reason="no AMD processor, or numpy without OpenBLAS")
+pytestmark = pytest.mark.skipif(not openblas._suits(), reason="no AMD processor, or numpy without OpenBLAS")
 
 
 def blas_threads():

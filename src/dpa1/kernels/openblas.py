@@ -2,7 +2,8 @@
 
 torch's own products come from a library whose kernels for AMD processors are slow for matrices of a hundred columns:
 OpenBLAS takes a fifth to a third less time. Its own threads would be in the way of those that work on blocks of atoms, so
-it is used only inside ``alone``, where it has none.
+it is used only inside ``alone``, where it has none. Small products of numpy's belong there, too: waking threads for them
+takes a hundred times as long where other programs are busy.
 """
 
 from __future__ import annotations
@@ -49,28 +50,28 @@ def alone() -> Iterator[None]:
 
 @cache
 def _library() -> Any:
-    """numpy's OpenBLAS on an AMD processor, else None."""
-    try:
-        vendor = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    if not vendor:
-        return None
+    """The OpenBLAS that numpy uses, or None."""
     from threadpoolctl import ThreadpoolController
 
     np.ones((2, 2)) @ np.ones((2, 2))  # whatever numpy uses is loaded now
     found = ThreadpoolController().select(internal_api="openblas")
-    return found if found.lib_controllers and _is_numpys(found) else None
+    return found if any("numpy" in library.filepath for library in found.lib_controllers) else None
 
 
-def _is_numpys(found: Any) -> bool:
-    return any("numpy" in library.filepath for library in found.lib_controllers)
+@cache
+def _suits() -> bool:
+    """An AMD processor, for which torch's own products are slow."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8") and _library() is not None
+    except OSError:
+        return False
 
 
 def worthwhile(a: Tensor, b: Tensor) -> bool:
     """Whether a·b (…, i, j)·(…, j, k) is for this path: here, inside ``alone``, and large enough."""
     return (
         _State.inside > 0
+        and _suits()
         and a.device.type == "cpu"
         and a.dtype == b.dtype
         and a.dtype in (torch.float32, torch.float64)
