@@ -30,7 +30,7 @@ from common import DATASETS, save
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 # Optimizer steps for each number of frames, times the task's length.
 STEPS = {8: 300, 16: 350, 32: 450, 64: 600, 128: 700, 256: 800, 512: 1000}
-FEW, MANY = 16, 128
+FEW = 16
 ZERO = 0  # "frames" of the run that only refits the energy bias of the pretrained model
 
 
@@ -40,8 +40,7 @@ class Task:
 
     ``without``: reduced formulas that the pretraining has as well, so frames of them are left out here.
     ``rates``: learning rate from scratch and of the fine-tune, ``method``: of the fine-tune; the best of those tried with
-    32 frames and seed 1. ``few``, ``many``: the same three for up to 16 and from 128 frames, the best of those tried with 8 and
-    with 128, where they differ.
+    32 frames and seed 1. ``few``: the same three for up to 16 frames, the best of those tried with 8, where they differ.
     """
 
     name: str
@@ -55,7 +54,6 @@ class Task:
     rates: tuple[float, float] = (1e-2, 1e-2)
     method: str = "full"
     few: tuple[float, float, str] | None = None
-    many: tuple[float, float, str] | None = None
     without: tuple[str, ...] = ()
 
 
@@ -68,9 +66,9 @@ TASKS = (
     Task("3BPA", "3BPA/train_300K.xyz.gz", "3BPA/test_300K.xyz.gz", 54,
          few=(2e-2, 5e-3, "full"), what="molecule 3-(benzyloxy)pyridin-2-amine at 300 K (ωB97X/6-31G(d))"),
     Task("water", "water_deepmd_example/train.xyz.gz", "water_deepmd_example/test.xyz.gz", 192, 25, 0.4,
-         rates=(2e-2, 1e-2), what="liquid water, 192 atoms (PBE0+TS)"),
+         rates=(2e-2, 1e-2), method="lora", what="liquid water, 192 atoms (PBE0+TS)"),
     Task("LiMnO", "LiMnO_electrode_MatterTune/finetune.xyz.gz", "LiMnO_electrode_MatterTune/test.xyz.gz", 64,
-         rates=(5e-3, 3e-3), method="lora", few=(2e-3, 1e-3, "lora"), without=("Li3Mn2O5", "LiMn4O8", "Li5MnO4", "Li5Mn3O8", "Li9Mn7O16"),
+         rates=(5e-3, 3e-3), method="lora", few=(2e-3, 3e-4, "lora"), without=("Li3Mn2O5", "LiMn4O8", "Li5MnO4", "Li5Mn3O8", "Li9Mn7O16"),
          what="lithium manganese oxides of many compositions (PBE+U)"),
 )  # fmt: skip
 ARMS = ("scratch", "finetune")
@@ -94,8 +92,9 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        own = self.task.few if ZERO < self.frames <= FEW else self.task.many if self.frames >= MANY else None
-        *rates, method = own or (*self.task.rates, self.task.method)
+        *rates, method = (
+            self.task.few if self.task.few and ZERO < self.frames <= FEW else (*self.task.rates, self.task.method)
+        )
         rate = self.rate or rates[ARMS.index(self.arm)]
         return {"learning_rate": rate} | ({"method": self.method or method} if self.arm == "finetune" else {})
 

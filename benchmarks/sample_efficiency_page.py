@@ -15,7 +15,7 @@ from common import machine, save, table
 from sample_efficiency import ARMS, STEPS, TASKS, ZERO, Run
 
 Curve = dict[int, list[float]]  # frames → one number per seed
-TRIED = (8, 32)  # frames of the trials that chose learning rate and method
+TRIED = (8, 32, 128)  # frames of the trials that chose learning rate and method
 QUANTITIES = (("force_rmse_meV_A", "force RMSE (meV/Å)"), ("energy_rmse_meV_atom", "energy RMSE (meV/atom)"))
 
 
@@ -57,10 +57,15 @@ def write_page(args: argparse.Namespace) -> None:
         Run(task, arm, frames, seed).name
         for task in TASKS for arm in ARMS for frames in (ZERO, *STEPS) for seed in args.seeds
     }  # fmt: skip
-    trials = [row for row in rows if _name(row) not in wanted and row["frames"] in TRIED and row["seed"] == 1]
+    usual = {(task.name, frames): Run(task, ARMS[0], frames, 1).steps for task in TASKS for frames in (ZERO, *STEPS)}
+    longer = [row for row in rows if row["steps"] != usual[row["task"], row["frames"]]]
+    trials = [
+        row for row in rows
+        if _name(row) not in wanted and row not in longer and row["frames"] in TRIED and row["seed"] == 1
+    ]  # fmt: skip
     rows = [row for row in rows if _name(row) in wanted]
     note = args.work / "note.md"
-    save({"machine": machine(), "base": args.base, "rates": {task.name: dict(zip(ARMS, task.rates, strict=True)) for task in TASKS}, "methods": {task.name: task.method for task in TASKS}, "few": {task.name: task.few for task in TASKS}, "steps": STEPS, "results": rows, "trials": trials},
+    save({"machine": machine(), "base": args.base, "rates": {task.name: dict(zip(ARMS, task.rates, strict=True)) for task in TASKS}, "methods": {task.name: task.method for task in TASKS}, "few": {task.name: task.few for task in TASKS}, "steps": STEPS, "results": rows, "trials": trials, "longer": longer},
          args.output / "raw/sample-efficiency.json")  # fmt: skip
     force = curves(rows, QUANTITIES[0][0])
     plot(rows, args.output / "sample-efficiency.png")
@@ -69,6 +74,7 @@ def write_page(args: argparse.Namespace) -> None:
     for task in TASKS:
         parts += [f"## {task.name}\n", f"{task.what[0].upper()}{task.what[1:]}.\n", task_table(rows, task.name)]
     parts += ["## Learning rates and methods tried\n", trial_table([*rows, *trials])]
+    parts += ["## More steps\n", length_table([*rows, *longer], longer)] if longer else []
     parts.append(note.read_text() if note.exists() else "")
     parts.append(
         "Command: `python benchmarks/sample_efficiency.py run --workers 2 && python benchmarks/sample_efficiency.py page`. "
@@ -82,7 +88,7 @@ INTRODUCTION = """# Sample efficiency: from scratch and from the pretrained mode
 Force and energy errors on the test split of five tasks that are in none of the pretraining data, after training from scratch
 and after fine-tuning `{base}`. Both arms have the same architecture, frames, batches, loss, number of optimizer steps and
 schedule; for each task and arm the learning rate, and for fine-tuning the method, is the best, or within 5 % of the best, of
-those tried with 32 frames (with 8 frames for the sets of 8 and 16). Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in
+those tried with 32 frames (with 8 frames for the sets of 8 and 16), and below is what was tried. Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in
 brackets where there is more than one. The runs are short (20–60 s of one core), so the curves flatten where the number of steps
 limits them, not the number of frames. Energies carry a per-element bias fitted to the training frames in both
 arms. *Zero-shot* is the pretrained model with its energy bias refitted to 8 frames, nothing else changed.
@@ -133,6 +139,20 @@ def trial_table(rows: Sequence[dict[str, Any]]) -> str:
         for line in lines
     ]  # fmt: skip
     return "Force RMSE (meV/Å), seed 1.\n\n" + table(["task", "frames", "arm", *(f"{r:g}" for r in rates)], body)
+
+
+def length_table(rows: Sequence[dict[str, Any]], longer: Sequence[dict[str, Any]]) -> str:
+    """Force errors of both arms where another number of steps was run as well."""
+    places = {(row["task"], row["frames"]) for row in longer}
+    lengths = sorted(
+        {(row["task"], row["frames"], row["steps"]) for row in rows if (row["task"], row["frames"]) in places}
+    )
+    found = {
+        length: curves([row for row in rows if (row["task"], row["frames"], row["steps"]) == length], QUANTITIES[0][0])
+        for length in lengths
+    }
+    body = [[*length, *(_cell(found[length][length[0], arm].get(length[1])) for arm in ARMS)] for length in lengths]
+    return "Force RMSE (meV/Å).\n\n" + table(["task", "frames", "steps", "scratch", "fine-tuned"], body)
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
