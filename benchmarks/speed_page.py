@@ -22,7 +22,9 @@ def write_page(results: dict[str, Any], output: Path) -> None:
     folder = output.parent.parent if output.parent.name == "raw" else output.parent
     page = folder / (output.stem + ".md")
     link = output.relative_to(folder).as_posix()
-    sections = [head(results, link), headline(results), measured(results, "inference"), measured(results, "training")]
+    remarks = "".join(f"- {remark}\n" for remark in results.get("remarks", ()))  # a person's, kept in the raw results
+    sections = [head(results, link), headline(results), remarks]
+    sections += [measured(results, "inference"), measured(results, "training")]
     sections += [start(results), scaling(results), neighbors(results), waiting(results), profile(results)]
     sections += [matmul(results), notes(results)]
     page.write_text("\n".join(section for section in sections if section), encoding="utf-8")

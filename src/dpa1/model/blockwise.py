@@ -137,6 +137,4 @@ class Blockwise:
 
     def _slots(self, view: View) -> int:
         potential, pairs, atoms = self.potential, len(view.centre), len(view.types)
-        # A second derivative holds twice as much at once as the first, for which CHUNK_SLOTS is.
-        most = CHUNK_SLOTS // 2
-        return memory.block_slots(potential.config, potential.dtype, atoms, pairs, view.vectors.device, most)
+        return memory.block_slots(potential.config, potential.dtype, atoms, pairs, view.vectors.device, CHUNK_SLOTS)
