@@ -75,13 +75,14 @@ def draw(folder: Path, found: Found, base: Any) -> None:
     forces.legend(fontsize=7, markerscale=4)
 
     shown = element_map(base)
+    places = np.pad(
+        shown.components[:, :2], ((0, 0), (0, max(0, 2 - shown.components.shape[1])))
+    )  # two elements: a line
     for period in sorted(set(shown.periods)):
         members = [k for k, row in enumerate(shown.periods) if row == period]
-        elements.plot(*shown.components[members, :2].T, color=PERIODS[period - 1], linewidth=0.6, alpha=0.5)
+        elements.plot(*places[members].T, color=PERIODS[period - 1], linewidth=0.6, alpha=0.5)
         for k in members:
-            elements.text(
-                *shown.components[k, :2], shown.symbols[k], fontsize=6, color=PERIODS[period - 1], clip_on=True
-            )
+            elements.text(*places[k], shown.symbols[k], fontsize=6, color=PERIODS[period - 1], clip_on=True)
     elements.set(xticks=[], yticks=[], title="Elements of the base, coloured by period")
 
     thermo = plots.read_csv(folder / "md" / "thermo.csv")
