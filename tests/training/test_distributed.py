@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 
@@ -42,6 +43,10 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
         return toy_config(tmp_path, **common, training={"ema": 0.9, **training}, output=str(tmp_path / name))
 
     done = run_two(config("two", batch_frames=2), tmp_path)
+    if "terminate called without an active exception" in done.stderr:
+        # About one time in thirty, on a busy machine, a process that has done its work is aborted by torch as it exits.
+        shutil.rmtree(tmp_path / "two")
+        done = run_two(config("two", batch_frames=2), tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder") == 1
     train(config("one", batch_frames=2, accumulate=2), quiet=True)
