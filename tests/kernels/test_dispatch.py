@@ -37,8 +37,11 @@ def test_disagreement_is_loud_and_the_reference_runs(path, monkeypatch, caplog):
             result = sample.call(getattr(dispatch, path.operation), sample.inputs)
             expected = sample.call(plain, sample.inputs)
             parts = zip(result, expected, strict=True) if isinstance(result, tuple) else [(result, expected)]
-            # Equal but for rounding, where the slower way is made of parts with paths of their own.
-            assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in parts)
+            if path.operation.startswith("contracted_"):
+                # The slower way is made of parts with fast paths of their own: equal but for rounding.
+                assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in parts)
+            else:
+                assert all(torch.equal(a, b) for a, b in parts)
     dispatch.proven.cache_clear()
     assert caplog.text.count("the slower reference runs instead") == 1
     assert path.title in caplog.text

@@ -246,14 +246,12 @@ def _model(
     config: RunConfig, data: Data, start: Path | None, report: Report, begun: Potential | None
 ) -> tuple[Potential, list[dict[str, float]]]:
     """The model to train: empty for a checkpoint to fill, ``begun``, or measured from the data; the isolated atoms it must fit."""
+    isolated = bias.isolated_energies(data.train, config, data.levels)
     if start is not None:
         potential = Potential(config.model, data.levels)
-        isolated = bias.isolated_energies(data.train, config, potential.levels)
     elif begun is not None:
         potential = begun
-        isolated = bias.isolated_energies(data.train, config, potential.levels)
     else:
-        isolated = bias.isolated_energies(data.train, config, data.levels)
         chosen = sample(data.train, config.training.statistics_frames, config.seed)
         potential, most = build(config.model, data, chosen, config.seed)
         if config.model.sel is not None and most > config.model.sel:
