@@ -28,6 +28,7 @@ class Source:
 
     ``held``: files held back as published; without them families are. ``share``: chance of a frame to come from here.
     ``forces``: whether its forces are labels (not zeros by symmetry). ``without``: frames with these elements are not used.
+    ``held_every``: of the frames held back one in so many is kept, where there are more than validation needs.
     ``misfit``: its energies are on a branch the model cannot follow, so the final energy bias is not fitted to them.
     """
 
@@ -40,6 +41,7 @@ class Source:
     held: tuple[str, ...] = ()
     forces: bool = True
     without: tuple[str, ...] = ()
+    held_every: int = 1
     misfit: bool = False
 
 
@@ -75,6 +77,14 @@ SOURCES = (
     ),
     Source("oxides-BO2", ("oxides_BO2_PBE/all.xyz.gz",), 0.1, MIT, "github.com/Open-Catalyst-Project/ocp"),
     Source(
+        "3BPA", ("3BPA/train_300K.xyz.gz", "3BPA/train_mixedT.xyz.gz"), 1.2, MIT, "github.com/davkovacs/BOTNet-datasets",
+        level="wb97x", held=("3BPA/test_600K.xyz.gz",), held_every=30,
+    ),
+    Source(
+        "AgAu", ("AgAu_pypolymlp/train.xyz.gz",), 1.0, "BSD-3-Clause", "github.com/sekocha/pypolymlp",
+        level="agau", held=("AgAu_pypolymlp/test.xyz.gz",), held_every=6,
+    ),
+    Source(
         "acwf-eos", ("acwf_eos_PBE/unaries.xyz.gz", "acwf_eos_PBE/oxides.xyz.gz"), 0.5, MIT,
         "github.com/aiidateam/acwf-verification-scripts", level="pbe-acwf", forces=False,
     ),
@@ -96,7 +106,7 @@ def prepare(datasets: Path, folder: Path) -> None:
         families = Counter(_family(atoms) for file in source.files for atoms in found[file])
         held_families = _held_back(families)
         for file, frames in found.items():
-            for atoms in frames:
+            for atoms in frames[:: source.held_every if file in source.held else 1]:
                 back = file in source.held if source.held else _family(atoms) in held_families
                 parts["valid" if back else "train"].append(_labelled(atoms, source.forces))
         for part, frames in parts.items():

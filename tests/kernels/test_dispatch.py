@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from dpa1.kernels import dispatch, openblas, proof, reference
+from dpa1.kernels import dispatch, openblas, proof, reference, wanted
 
 CPU_PATHS = [path for path in dispatch.PATHS if path.device == "cpu"]
 
@@ -20,7 +20,9 @@ def test_proves_itself(path):
         assert dispatch.holds(path, dtype, "cpu")
 
 
-@pytest.mark.parametrize("path", CPU_PATHS, ids=lambda path: path.operation)
+@pytest.mark.parametrize(
+    "path", [path for path in CPU_PATHS if not path.operation.startswith("training_")], ids=lambda path: path.operation
+)
 def test_disagreement_is_loud_and_the_reference_runs(path, monkeypatch, caplog):
     plain = getattr(reference, path.operation)
 
@@ -45,6 +47,23 @@ def test_disagreement_is_loud_and_the_reference_runs(path, monkeypatch, caplog):
     dispatch.proven.cache_clear()
     assert caplog.text.count("the slower reference runs instead") == 1
     assert path.title in caplog.text
+
+
+@pytest.mark.parametrize("path", [dispatch.INTERPOLATED, dispatch.DENSITY], ids=lambda path: path.operation)
+def test_nodes_that_disagree_are_not_used(path, monkeypatch, caplog):
+    """In a training step the net itself is evaluated then."""
+    (sample,) = proof.SAMPLES[path.operation](torch.float64)
+    usual = {dispatch.INTERPOLATED: dispatch.embedding, dispatch.DENSITY: dispatch.contracted_embedding}[path]
+    exact = getattr(reference, path.operation)
+    monkeypatch.setattr(dispatch.import_module(path.module), "run", lambda *arguments: 1.01 * exact(*arguments))
+    monkeypatch.setattr("dpa1.kernels.nodes.FIRST", {torch.float64: 64})
+    x = [tensor.clone().requires_grad_() for tensor in sample.inputs]
+    dispatch.proven.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="dpa1"), wanted.training_step():
+        found = sample.call(usual, x)
+    dispatch.proven.cache_clear()
+    assert path.title in caplog.text
+    torch.testing.assert_close(found, sample.call(exact, x), rtol=1e-13, atol=1e-13)
 
 
 def test_report_lists_every_path():

@@ -199,9 +199,23 @@ def test_a_run_may_start_from_a_model(tmp_path):
     write(tmp_path / "gold.xyz", emt_frames(5, elements=("Au", "Al")))
     with pytest.raises(UserError, match="hold Au, which the model to go on with does not know"):
         go_on(data={"train": str(tmp_path / "gold.xyz")})
-    with pytest.raises(UserError, match="levels of theory other"):
+    with pytest.raises(UserError, match="holds the level of theory default, which no training frame has"):
         go_on(data={"train": {"path": str(tmp_path / "train.xyz"), "level": "other"}})
     assert not (tmp_path / "second").exists()
+    write(tmp_path / "more.xyz", emt_frames(6, seed=9))
+    more = load_model(
+        go_on(
+            data={
+                "train": [
+                    {"path": str(tmp_path / "more.xyz"), "level": "other"},
+                    {"path": str(tmp_path / "train.xyz"), "level": "default"},
+                ]
+            },
+            output=str(tmp_path / "third"),
+        ).model
+    )
+    assert more.levels == ("default", "other") or more.levels == ("other", "default")
+    assert "new level of theory other: starts from default" in (tmp_path / "third" / "train.log").read_text()
     after = load_model(go_on().model)
     assert torch.equal(after.descriptor.scale, model.descriptor.scale)
     moved = after.fitting.output.weight - model.fitting.output.weight

@@ -28,7 +28,8 @@ _proving = threading.RLock()
 class Path:
     """A fast sibling: ``module`` offers ``run`` with the reference's arguments and ``supports`` (same arguments → bool).
 
-    ``operation`` names a function of this module, ``device`` a device type, ``title`` is for people.
+    ``operation`` names a function of ``reference``, ``device`` a device type, ``title`` is for people. Most are chosen by the
+    function of that name below, those with a name of their own by the kernels that use them.
     """
 
     operation: str
@@ -51,11 +52,17 @@ class Path:
         return proof.error(self.operation, self.run, self.supports, dtype, device)
 
 
-PRODUCTS = Path("linear", "cpu", "dpa1.kernels.products", "products of matrices by oneDNN or OpenBLAS")
+PRODUCTS = Path("linear", "cpu", "dpa1.kernels.products", "products of matrices by OpenBLAS")
 BATCHED = Path("batched", "cpu", "dpa1.kernels.openblas", "products of many matrices by OpenBLAS")
+INTERPOLATED = Path(
+    "training_embedding", "cpu", "dpa1.kernels.interpolated", "embedding net between nodes, in training"
+)
+DENSITY = Path("training_contraction", "cpu", "dpa1.kernels.density", "embedding net contracted on nodes, in training")
 PATHS = (
     PRODUCTS,
     BATCHED,
+    INTERPOLATED,
+    DENSITY,
     Path("environment", "cuda", "dpa1.kernels.gpu.environment", "environment matrix in one kernel"),
     Path("embedding", "cuda", "dpa1.kernels.gpu.embedding", "embedding net in one kernel"),
     Path("gated_attention", "cuda", "dpa1.kernels.gpu.attention", "attention tile by tile"),

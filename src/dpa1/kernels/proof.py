@@ -19,11 +19,15 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 @dataclass(frozen=True)
 class Sample:
-    """Differentiable inputs, the first ``geometry`` of which depend on positions, and how an operation is called on them."""
+    """Differentiable inputs, the first ``geometry`` of which depend on positions, and how an operation is called on them.
+
+    ``training``: only the derivatives that a training step asks for are compared.
+    """
 
     inputs: list[Tensor]
     geometry: int
     call: Callable[[Callable[..., Any], list[Tensor]], Any]
+    training: bool = False
 
 
 def error(
@@ -62,7 +66,8 @@ def derivatives(run: Callable[..., Any], sample: Sample, inputs: list[Tensor]) -
         phi = torch.stack([(_directions(f, 7 + k) * f).sum() for k, f in enumerate(first)]).sum()
         # Energies join, as they do in a loss: both ways to the weights end in one pass.
         phi = phi + torch.stack([(v * _directions(v, 3)).sum() for v in values]).sum()
-        second = torch.autograd.grad(phi, [*along, *x], retain_graph=True, materialize_grads=True)
+        asked = [] if sample.training else [*along, *x]
+        second = torch.autograd.grad(phi, asked, retain_graph=True, materialize_grads=True) if asked else ()
         with wanted.parameters_only():
             training = (
                 torch.autograd.grad(phi, x[sample.geometry :], materialize_grads=True) if x[sample.geometry :] else ()
@@ -118,13 +123,30 @@ def _embeddings(dtype: torch.dtype) -> Iterator[Sample]:
         yield Sample([torch.randn(shape, dtype=dtype) for shape in shapes], 1, call)
 
 
-def _contracted_embeddings(dtype: torch.dtype) -> Iterator[Sample]:
-    for sample in _embeddings(dtype):
+def _training_embeddings(dtype: torch.dtype) -> Iterator[Sample]:
+    pair = torch.randint(0, 4, (40, 30))
+    shapes = [(40, 30), (4, 3), (4, 3), (3,), (3, 6), (6,), (6, 12), (12,)]
+
+    def call(run: Callable[..., Any], x: list[Tensor]) -> Any:
+        layers = [DenseLayer(x[k], x[k + 1], None, repeats) for k, repeats in ((2, 0), (4, 2), (6, 2))]
+        return run(x[0], pair.to(x[0].device), x[1], layers, torch.tanh)
+
+    inputs = [torch.rand(shapes[0], dtype=dtype), *(torch.randn(shape, dtype=dtype) for shape in shapes[1:])]
+    yield Sample(inputs, 1, call, training=True)
+
+
+def _contracted_embeddings(dtype: torch.dtype, of: Callable[..., Iterator[Sample]] = _embeddings) -> Iterator[Sample]:
+    for sample in of(dtype):
 
         def call(run: Callable[..., Any], x: list[Tensor], call: Callable[..., Any] = sample.call) -> Any:
             return call(lambda *arguments: run(*arguments, x[1]), [x[0], *x[2:]])
 
-        yield Sample([sample.inputs[0], torch.randn(3, 5, 4, dtype=dtype), *sample.inputs[1:]], 2, call)
+        rows = torch.randn(*sample.inputs[0].shape, 4, dtype=dtype)
+        yield Sample([sample.inputs[0], rows, *sample.inputs[1:]], 2, call, sample.training)
+
+
+def _training_contractions(dtype: torch.dtype) -> Iterator[Sample]:
+    return _contracted_embeddings(dtype, _training_embeddings)
 
 
 def make_keys(kind: str, weight: Tensor, direction: Tensor | None) -> Keys:
@@ -230,6 +252,8 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[Sample]]] = {
     "batched": _batches,
     "environment": _environments,
     "embedding": _embeddings,
+    "training_embedding": _training_embeddings,
+    "training_contraction": _training_contractions,
     "contracted_embedding": _contracted_embeddings,
     "contracted_spline": _contracted_splines,
     "gated_attention": _attentions,

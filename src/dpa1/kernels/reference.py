@@ -164,6 +164,17 @@ def embedding(
     return x
 
 
+def training_embedding(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """``embedding`` as a training step asks for it: once differentiable by the weights, many pairs of few kinds."""
+    return embedding(radial, pair, table, layers, activation)
+
+
 def unit(x: Tensor) -> Tensor:
     """x / max(‖x‖, 1e-12) over the last dimension."""
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True).clamp(min=1e-24))
@@ -282,6 +293,18 @@ def contracted_embedding(
 ) -> Tensor:
     """The contraction of what the embedding net makes of every pair: arguments as ``embedding``, rows (N, K, 4) → (N, C, 4)."""
     return contraction(embedding(radial, pair, table, layers, activation), rows)
+
+
+def training_contraction(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+    rows: Tensor,
+) -> Tensor:
+    """``contracted_embedding`` as a training step asks for it, see ``training_embedding``."""
+    return contracted_embedding(radial, pair, table, layers, activation, rows)
 
 
 def contracted_spline(place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -> Tensor:

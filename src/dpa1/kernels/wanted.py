@@ -19,6 +19,7 @@ import torch
 class _State(threading.local):
     geometry = True
     parameters = True
+    step = False
 
 
 _state = _State()
@@ -54,6 +55,21 @@ def parameters_only() -> Iterator[None]:
             yield
     finally:
         _state.geometry = before
+
+
+def in_training_step() -> bool:
+    """True inside ``training_step``."""
+    return _state.step
+
+
+@contextmanager
+def training_step() -> Iterator[None]:
+    """What is evaluated inside serves energies, forces and the gradient of one loss of them, no further derivative."""
+    before, _state.step = _state.step, True
+    try:
+        yield
+    finally:
+        _state.step = before
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dpa1.batch import Batch
-from dpa1.kernels.wanted import geometry_only, parameters_only
+from dpa1.kernels.wanted import geometry_only, parameters_only, training_step
 from dpa1.model import memory
 from dpa1.model.potential import CHUNK_SLOTS, Level, Pieces, Potential, View
 from dpa1.model.rows import RowPlan, plan_rows
@@ -113,9 +113,10 @@ class Blockwise:
         slope: Tensor | None = None
         with torch.enable_grad():
             piece = view.vectors[chosen].requires_grad_(derive)
-            energies, _ = self.potential._evaluate(
-                RowPlan(plan.atoms, local, plan.mask), view, piece, view.neighbor[chosen], self.index
-            )
+            with training_step():
+                energies, _ = self.potential._evaluate(
+                    RowPlan(plan.atoms, local, plan.mask), view, piece, view.neighbor[chosen], self.index
+                )
             if derive:
                 with geometry_only():
                     (slope,) = torch.autograd.grad(energies.sum(), piece, create_graph=True)

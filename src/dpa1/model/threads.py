@@ -118,7 +118,7 @@ def even_slots(slots: int, most: int) -> int:
         return most
     blocks = math.ceil(math.ceil(slots / most) / count) * count
     # A little more than its share, as blocks hold whole atoms and some padding.
-    return min(most, max(LEAST_SLOTS, math.ceil(1.05 * slots / blocks)))
+    return min(most, max(LEAST_SLOTS, math.ceil(1.1 * slots / blocks)))
 
 
 @cache

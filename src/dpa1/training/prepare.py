@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from dpa1.data.overlap import check_overlap
 from dpa1.data.parts import Parts, open_data
 from dpa1.data.sampler import Budget, Sampler, estimate_pairs, evaluation_batches
 from dpa1.errors import UserError, did_you_mean
+from dpa1.model.adapt import adapt
 from dpa1.model.potential import Potential
 from dpa1.training.distributed import World
 from dpa1.training.loss import LABELS
@@ -207,12 +207,12 @@ def build(config: ModelConfig, data: Data, chosen: np.ndarray, seed: int) -> tup
 
 
 def continued(initial: Potential, config: ModelConfig, data: Data) -> Potential:
-    """A copy of ``initial`` to go on with.
+    """A copy of ``initial`` to go on with; a level of theory it does not hold starts as a copy of its first.
 
     Raises
     ------
     UserError
-        when the configuration asks for another architecture, or the data hold elements or levels it does not know.
+        when the configuration asks for another architecture, the data hold elements it does not know, or lack one of its levels.
     """
     for key in sorted(config.model_fields_set):
         if getattr(config, key) != getattr(initial.config, key):
@@ -224,12 +224,14 @@ def continued(initial: Potential, config: ModelConfig, data: Data) -> Potential:
         raise UserError(
             f"the data hold {', '.join(unknown)}, which the model to go on with does not know; it knows {', '.join(initial.elements)}"
         )
-    if data.levels != initial.levels:
+    missing = [level for level in initial.levels if level not in data.levels]
+    if missing:
         raise UserError(
-            f"the training data hold the levels of theory {', '.join(data.levels)}, and the model to go on with "
-            f"{', '.join(initial.levels)}; give the same in the same order"
+            f"the model to go on with holds the level of theory {', '.join(missing)}, which no training frame has; the training "
+            f"data hold {', '.join(data.levels)}: name the levels alike, or add data of {missing[0]}"
         )
-    potential = copy.deepcopy(initial)
+    sources = [initial.levels.index(level) if level in initial.levels else 0 for level in data.levels]
+    potential = adapt(initial, {}, data.levels, sources)
     trained = {*initial.trained_elements, *data.train.elements}
     potential.info = {"trained_elements": [symbol for symbol in initial.elements if symbol in trained]}
     return potential

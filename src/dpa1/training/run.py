@@ -189,6 +189,10 @@ def _train(
         replace_file(folder / "dropped.csv", dropped_csv(data.dropped).encode())
     if tuning is None:
         potential, isolated = _model(config, data, start, report, begun)
+        if begun is not None and initial is not None:
+            for level in data.levels:
+                if level not in initial.levels:
+                    report.say(f"new level of theory {level}: starts from {initial.levels[0]}")
     else:
         potential, isolated = tuning.model(), tuning.isolated()
         report.say("\n".join(tuning.lines))

@@ -1,0 +1,146 @@
+"""The embedding net at nodes: quintic splines that stand for it in a training step with many pairs of few kinds.
+
+A pair's features are a function G of one number s for each of a few kinds of pairs (two elements each), so the net is
+evaluated at n nodes per kind, and a spline with coefficients T passes through the values:
+
+    G(s) = Σ_m B_m(u) T[i + m],    s = low + h (i + u),  0 ≤ u < 1
+
+The nodes are as dense as it takes: at some points of every kind spline and net are compared, each time, and where the spline
+is not as exact as ``TOLERANCE`` says, or the nodes are not far fewer than the pairs, the net itself is evaluated for every pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpa1.kernels.embedding_net import Net, Parts, evaluate
+from dpa1.kernels.reference import DenseLayer
+from dpa1.kernels.table import DEGREE, coefficients, spline_sums, spline_weights
+
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 3e-12}  # of G and of G', relative to the largest value
+FIRST = {torch.float32: 48, torch.float64: 256}  # intervals tried first
+MARGIN = {torch.float32: 12, torch.float64: 20}  # nodes beyond each end, where the spline's end conditions die away
+CHECKED = 8  # points of each kind of pairs at which spline and net are compared
+PLACE = 0.25  # of these points within their interval: near the largest error of G', half the largest of G
+SAVING = 2  # pairs per node below which the nodes save nothing
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Splines of all kinds of pairs.
+
+    Attributes
+    ----------
+    low, step: of the intervals.
+    count: nodes, and rows of the table, of one kind.
+    row: (P,) first of the six rows of each pair.  place: (P,) u, without a gradient.
+    table: (rows, C) coefficients in float64, differentiable by the weights.
+    """
+
+    low: float
+    step: float
+    count: int
+    row: Tensor
+    place: Tensor
+    table: Tensor
+
+    def slopes(self) -> Tensor:
+        """(rows, C) coefficients of the quartic spline G', whose weights are ``slope_weights``."""
+        table = self.table.view(-1, self.count, self.table.shape[1])
+        return torch.cat([table.diff(dim=1) / self.step, torch.zeros_like(table[:, :1])], 1).flatten(0, 1)
+
+
+def slope_weights(place: Tensor) -> Tensor:
+    """(P, 6) of the rows of ``slopes``: all positive, so that no digits are lost as they are in differences of T."""
+    return spline_weights(1, place).cumsum(-1).neg_()
+
+
+def supports(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+) -> bool:
+    """tanh, a bias everywhere, no learned timestep, no residual around the first layer; on a CPU."""
+    plain = all(layer.bias is not None and layer.timestep is None for layer in layers)
+    return activation is torch.tanh and plain and layers[0].repeats == 0 and not radial.is_cuda
+
+
+def place_nodes(net: Parts, saving: int = SAVING) -> Nodes | None:
+    """Nodes for the pairs of a net; None where fewer than ``saving`` pairs come on a node, or no spline is exact enough."""
+    s = net.s.detach()
+    dtype, pairs = s.dtype, len(s)
+    if not pairs or pairs < saving * FIRST[dtype]:
+        return None
+    low, high = (float(x) for x in torch.aminmax(s))
+    kinds, kind = _kinds(net)
+    intervals, margin = FIRST[dtype], MARGIN[dtype]
+    while True:
+        count = intervals + 1 + 2 * margin
+        step = max(high - low, 1e-3) / intervals
+        lost = 64 * torch.finfo(dtype).eps * max(abs(low), abs(high)) > step
+        if lost or saving * count * len(kinds) > pairs:
+            return None
+        table = _table(net, kinds, low - margin * step, step, count)
+        error = _error(net, kinds, table, low, step, intervals)
+        if error <= TOLERANCE[dtype]:
+            break
+        # The error of G' falls with the fifth power of the step.
+        wanted = 1.15 * intervals * (error / TOLERANCE[dtype]) ** (1.0 / DEGREE)
+        if not wanted < pairs:
+            return None
+        intervals = 16 * math.ceil(wanted / 16)
+    place = (s - low) / step
+    interval = place.floor().clamp_(0, intervals - 1)
+    row = interval.to(torch.int64).add_(margin - 2)
+    if kind is not None:
+        row += kind * count
+    return Nodes(low, step, count, row, place - interval, table)
+
+
+def _kinds(net: Parts) -> tuple[Tensor, Tensor | None]:
+    """The rows of ``types`` that pairs have, and which of them each pair has; None where all have the first."""
+    if net.pair is None:
+        return torch.zeros(1, dtype=torch.int64), None
+    found = torch.bincount(net.pair, minlength=len(net.types)) > 0
+    kinds = found.nonzero().squeeze(1)
+    return kinds, None if len(kinds) == 1 else (found.cumsum(0) - 1)[net.pair]
+
+
+def _table(net: Parts, kinds: Tensor, first: float, step: float, count: int) -> Tensor:
+    """(kinds · nodes, C) spline coefficients in float64: rounded values would not do for slopes."""
+    s = first + step * torch.arange(count, dtype=torch.float64)
+    s, index = s.repeat(len(kinds)), kinds.repeat_interleave(count)
+    values, _ = Net.apply(net.repeats, False, index, s, net.types.double(), *(w.double() for w in net.weights))
+    table: Tensor = _inverse(count) @ values.view(len(kinds), count, -1)
+    return table.flatten(0, 1)
+
+
+@lru_cache(maxsize=64)
+def _inverse(count: int) -> Tensor:
+    """(n, n): coefficients of the spline through n values."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(coefficients(np.eye(count)))
+
+
+@torch.no_grad()
+def _error(net: Parts, kinds: Tensor, table: Tensor, low: float, step: float, intervals: int) -> float:
+    """Largest difference of G and of G' between spline and net at some points, relative to the largest value."""
+    margin, count = MARGIN[net.s.dtype], len(table) // len(kinds)
+    chosen = torch.linspace(0, intervals - 1, CHECKED).round().to(torch.int64)
+    s = (low + step * (chosen.double() + PLACE)).repeat(len(kinds))
+    types, weights = net.types[kinds.repeat_interleave(CHECKED)].double(), [w.double() for w in net.weights]
+    exact = evaluate(net.repeats, True, s, types, weights)[-1]
+    row = (chosen + margin - 2).repeat(len(kinds)) + torch.arange(len(kinds)).repeat_interleave(CHECKED) * count
+    place = torch.full_like(s, PLACE)
+    near = torch.stack(spline_sums(row, table, spline_weights(0, place), spline_weights(1, place) / step))
+    difference = (near - exact).abs_().amax((1, 2)) / exact.abs().amax((1, 2)).clamp(min=1e-30)
+    return float(difference.nan_to_num(nan=float("inf")).max())

@@ -1,0 +1,154 @@
+"""In a training step the embedding net is evaluated at nodes only where that is as exact, and only there."""
+
+import numpy as np
+import pytest
+import torch
+
+from dpa1.batch import make_batch
+from dpa1.config.model import ModelConfig
+from dpa1.config.training import LossConfig
+from dpa1.frames import make_frame
+from dpa1.kernels import density, embedding, interpolated, nodes
+from dpa1.kernels.embedding_net import parts
+from dpa1.kernels.reference import DenseLayer
+from dpa1.kernels.wanted import geometry_only, training_step
+from dpa1.model.blockwise import Blockwise
+from dpa1.model.potential import Potential
+from dpa1.training.loss import Loss
+
+PRECISION = {"float64": (torch.float64, 1e-9), "float32": (torch.float32, 2e-4)}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def liquid(elements=("O", "H"), edge=6, seed=0):
+    """Atoms on a shaken cubic lattice, with labels."""
+    rng = np.random.default_rng(seed)
+    sites = np.stack(np.meshgrid(*[np.arange(edge)] * 3, indexing="ij"), -1).reshape(-1, 3) * 2.0
+    numbers = np.resize([{"O": 8, "H": 1, "Si": 14}[e] for e in elements], len(sites))
+    cell = np.eye(3) * edge * 2.0
+    forces = rng.normal(size=sites.shape)
+    return make_frame(numbers, sites + rng.uniform(-0.4, 0.4, sites.shape), cell, True, energy=1.0, forces=forces)
+
+
+def potential(layers, precision, **options):
+    torch.manual_seed(3)
+    model = Potential(
+        ModelConfig(
+            elements=("O", "H"), cutoff=5.0, embedding=(12, 24, 48), axis=6, attention_layers=layers, attention_width=16,
+            fitting=(24, 24), type_embedding=4,
+            **({"mean_neighbors": 60.0} if "sel" not in options else {}), **options,
+        )
+    )  # fmt: skip
+    model.set_precision(precision)
+    model.descriptor.mean.fill_(0.1)
+    model.descriptor.scale.fill_(0.15)
+    return model
+
+
+def gradients(model, frame, monkeypatch, saving):
+    """Of a loss, block by block, with nodes for ``saving`` pairs each."""
+    monkeypatch.setattr(nodes.place_nodes, "__defaults__", (saving,))
+    batch = make_batch([frame], 5.0)
+    model.zero_grad()
+    work = Blockwise(model, batch)
+    loss = Loss(LossConfig())
+    leaves = {name: work.prediction[name].requires_grad_() for name in ("energy", "forces")}
+    loss(batch, dict(leaves), 1.0).sum().backward()
+    work.backward(leaves["energy"].grad, leaves["forces"].grad, None)
+    return work.prediction, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("precision", PRECISION)
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("options", [{}, {"one_sided": True}, {"convention": "deepmd", "sel": 90}])
+def test_gradients_of_a_step(layers, precision, options, monkeypatch):
+    used = []
+    for module, name in ((density, "contracted"), (interpolated, "features")):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *x, plain=plain, name=name: used.append(name) or plain(*x))
+    monkeypatch.setattr("dpa1.model.blockwise.CHUNK_SLOTS", 10**5)
+    model, frame = potential(layers, precision, **options), liquid()
+    found, with_nodes = gradients(model, frame, monkeypatch, 1)
+    assert used
+    assert "contracted" in used or layers or precision == "float64"
+    expected, without = gradients(model, frame, monkeypatch, 10**9)
+    tolerance = PRECISION[precision][1]
+    for key in ("energy", "forces"):
+        torch.testing.assert_close(found[key], expected[key], rtol=tolerance, atol=tolerance)
+    largest = max(float(x.abs().max()) for x in without)
+    for a, b in zip(with_nodes, without, strict=True):
+        assert float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-3 * largest)
+
+
+def test_step_of_training_uses_them_and_nothing_else(monkeypatch):
+    calls = []
+    plain = nodes.place_nodes
+    for module in ("embedding", "contracted_embedding"):
+        monkeypatch.setattr(f"dpa1.kernels.{module}.place_nodes", lambda net: calls.append(1) or plain(net))
+    model, batch = potential(0, "float32"), make_batch([liquid()], 5.0)
+    model.predict(batch)
+    model.predict(batch, create_graph=True)
+    assert not calls
+    Blockwise(model, batch)
+    assert calls
+
+
+def net(sharpness, pairs=3000, kinds=2, dtype=torch.float64):
+    rng = torch.Generator().manual_seed(5)
+
+    def drawn(*shape):
+        return torch.randn(*shape, dtype=dtype, generator=rng)
+
+    layers = [DenseLayer(sharpness * drawn(4, 6), drawn(6), None, 0), DenseLayer(drawn(6, 12), drawn(12), None, 2)]
+    radial = torch.rand(pairs // 50, 50, dtype=dtype, generator=rng).requires_grad_()
+    pair = torch.randint(0, kinds, radial.shape, generator=rng)
+    return radial, pair, drawn(kinds, 3), layers
+
+
+def test_as_dense_as_it_takes():
+    counts = [nodes.place_nodes(parts(*net(sharpness, 100_000))).count for sharpness in (0.3, 3.0, 10.0)]
+    assert counts[0] < counts[1] < counts[2]
+
+
+@pytest.mark.parametrize(
+    "case", [{"sharpness": 1e4}, {"sharpness": 1.0, "pairs": 400}, {"sharpness": 1.0, "kinds": 40}]
+)
+def test_the_net_itself_where_nodes_would_not_do(case):
+    """Steps too sharp for a spline, or too few pairs of each kind."""
+    radial, pair, table, layers = net(**case)
+    assert nodes.place_nodes(parts(radial, pair, table, layers)) is None
+    with training_step():
+        found = embedding.run(radial, pair, table, layers, torch.tanh)
+    torch.testing.assert_close(found, embedding.run(radial, pair, table, layers, torch.tanh), rtol=0, atol=0)
+
+
+def test_pairs_of_one_distance():
+    radial, pair, table, layers = net(1.0)
+    same = torch.full_like(radial, 0.25).requires_grad_()
+    with training_step():
+        found = embedding.run(same, pair, table, layers, torch.tanh)
+    torch.testing.assert_close(found, embedding.run(same, pair, table, layers, torch.tanh), rtol=1e-10, atol=1e-10)
+
+
+def test_numbers_that_are_none_fall_through():
+    radial, pair, table, layers = net(float("nan"))
+    assert nodes.place_nodes(parts(radial, pair, table, layers)) is None
+
+
+def test_derivatives_that_no_step_asks_for_are_refused():
+    radial, pair, table, layers = net(1.0, 20_000)
+    with training_step():
+        found = embedding.run(radial, pair, table, layers, torch.tanh)
+    with pytest.raises(NotImplementedError, match="training step"):
+        torch.autograd.grad(found.sin().sum(), radial, create_graph=True)
+    with geometry_only():
+        (first,) = torch.autograd.grad(found.sin().sum(), radial, create_graph=True)
+    with pytest.raises(NotImplementedError, match="training step"):
+        first.sum().backward()
