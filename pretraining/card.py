@@ -24,15 +24,16 @@ from dpa1.model.replay import attach_replay
 DESCRIPTION = (
     "pbe: a DPA-1 potential pretrained on open PBE data over the periodic table, a start for fine-tuning. "
     "Level pbe: Materials-Project-like PBE(+U). Level pbe-acwf: non-spin-polarised PBE of the ACWF equations of state. "
-    "Level pbe-lps: PBE of lithium thiophosphates."
+    "Level pbe-lps: PBE of lithium thiophosphates. Level agau: PBE or PBEsol of silver-gold alloys. "
+    "Level wb97x: ωB97X/6-31G(d) of one organic molecule of H, C, N and O."
 )
 GOOD_FOR = [
-    "the base of a fine-tune: dpa1 finetune pbe DATA --level pbe",
+    "the base of a fine-tune: dpa1 finetune pbe DATA --level pbe (crystals, surfaces, liquids) or --level wb97x (molecules)",
     "a first look at inorganic crystals, also compressed and hot ones, with errors as in the table",
 ]
 NOT_GOOD_FOR = [
     "production results without fine-tuning: it has seen a few thousand frames",
-    "molecules, liquids and surfaces: hardly any were in its data",
+    "liquids, surfaces and molecules other than the one it was trained on: hardly any were in its data",
     "energy differences between levels of theory, and magnetic order or charge, which it cannot see",
     "elements of one level at the other: Am and Cm are known to pbe-acwf alone",
 ]

@@ -243,6 +243,7 @@ def _train(
         change = tuning.change if tuning else None
         outcome = Outcome(potential, data, config, folder, errors, progress.step, progress.seconds, change)
         report.say(finished(outcome))
+    world.wait()  # whoever started the processes may end them all once one has gone
     return RunResult(model, folder, trainer.progress.step, trainer.progress.seconds, **errors)
 
 
