@@ -74,6 +74,7 @@ def test_gradients_of_a_step(layers, precision, options, monkeypatch):
         plain = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *x, plain=plain, name=name: used.append(name) or plain(*x))
     monkeypatch.setattr("dpa1.model.blockwise.CHUNK_SLOTS", 10**5)
+    monkeypatch.setattr(nodes, "MOST", 2000)
     model, frame = potential(layers, precision, **options), liquid()
     found, with_nodes = gradients(model, frame, monkeypatch, 1)
     assert used
@@ -127,6 +128,16 @@ def test_the_net_itself_where_nodes_would_not_do(case):
     with training_step():
         found = embedding.run(radial, pair, table, layers, torch.tanh)
     torch.testing.assert_close(found, embedding.run(radial, pair, table, layers, torch.tanh), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("place", np.linspace(0.02, 0.98, 13))
+def test_one_sharp_step_anywhere_is_seen(place, dtype):
+    """All units but one are smooth; that one is a step between two nodes."""
+    radial, pair, table, layers = net(0.3, 100_000, dtype=dtype)
+    layers[0].weight[:, 0] = 0.0
+    layers[0].weight[0, 0], layers[0].bias[0] = 3e4, -3e4 * place
+    assert nodes.place_nodes(parts(radial, pair, table, layers)) is None
 
 
 def test_pairs_of_one_distance():

@@ -27,8 +27,10 @@ from dpa1.kernels.table import DEGREE, coefficients, spline_sums, spline_weights
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 3e-12}  # of G and of G', relative to the largest value
 FIRST = {torch.float32: 48, torch.float64: 256}  # intervals tried first
 MARGIN = {torch.float32: 12, torch.float64: 20}  # nodes beyond each end, where the spline's end conditions die away
-CHECKED = 8  # points of each kind of pairs at which spline and net are compared
+CHECKED = 8  # points of each kind of pairs, at least, at which spline and net are compared
+APART = 16  # intervals between them at most: what a spline misses it rings with, half as much in each further interval
 PLACE = 0.25  # of these points within their interval: near the largest error of G', half the largest of G
+MOST = 1000  # nodes of one kind: what needs more is no smooth function, and the splines' matrix is dense
 SAVING = 2  # pairs per node below which the nodes save nothing
 
 
@@ -87,7 +89,7 @@ def place_nodes(net: Parts, saving: int = SAVING) -> Nodes | None:
         count = intervals + 1 + 2 * margin
         step = max(high - low, 1e-3) / intervals
         lost = 64 * torch.finfo(dtype).eps * max(abs(low), abs(high)) > step
-        if lost or saving * count * len(kinds) > pairs:
+        if lost or count > MOST or saving * count * len(kinds) > pairs:
             return None
         table = _table(net, kinds, low - margin * step, step, count)
         error = _error(net, kinds, table, low, step, intervals)
@@ -135,11 +137,12 @@ def _inverse(count: int) -> Tensor:
 def _error(net: Parts, kinds: Tensor, table: Tensor, low: float, step: float, intervals: int) -> float:
     """Largest difference of G and of G' between spline and net at some points, relative to the largest value."""
     margin, count = MARGIN[net.s.dtype], len(table) // len(kinds)
-    chosen = torch.linspace(0, intervals - 1, CHECKED).round().to(torch.int64)
+    points = max(CHECKED, intervals // APART)
+    chosen = torch.linspace(0, intervals - 1, points).round().to(torch.int64)
     s = (low + step * (chosen.double() + PLACE)).repeat(len(kinds))
-    types, weights = net.types[kinds.repeat_interleave(CHECKED)].double(), [w.double() for w in net.weights]
+    types, weights = net.types[kinds.repeat_interleave(points)].double(), [w.double() for w in net.weights]
     exact = evaluate(net.repeats, True, s, types, weights)[-1]
-    row = (chosen + margin - 2).repeat(len(kinds)) + torch.arange(len(kinds)).repeat_interleave(CHECKED) * count
+    row = (chosen + margin - 2).repeat(len(kinds)) + torch.arange(len(kinds)).repeat_interleave(points) * count
     place = torch.full_like(s, PLACE)
     near = torch.stack(spline_sums(row, table, spline_weights(0, place), spline_weights(1, place) / step))
     difference = (near - exact).abs_().amax((1, 2)) / exact.abs().amax((1, 2)).clamp(min=1e-30)
