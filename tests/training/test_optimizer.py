@@ -135,3 +135,32 @@ def test_muon_weight_decay_holds_matrices_and_their_biases_and_leaves_the_rest()
     assert torch.allclose(matrix, torch.full((6, 8), 2.0 * (1 - 0.1 * 0.5)))
     assert torch.allclose(bias, torch.full((8,), 2.0 * (1 - 0.1 * 0.5)))
     assert torch.equal(vector, torch.full((6,), 2.0))
+
+
+def test_threads_share_the_matrices_and_change_nothing():
+    """Each matrix steps as torch's Muon steps it, whichever thread does."""
+    torch.manual_seed(2)
+    start = [torch.randn(6, 30), torch.randn(30, 30), torch.randn(12, 5)]
+    gradients = [[torch.randn_like(w) for w in start] for _ in range(4)]
+
+    def run(optimizer_of, rate_of):
+        weights = [w.clone().requires_grad_() for w in start]
+        optimizer = optimizer_of(weights)
+        for step, found in enumerate(gradients):
+            for weight, gradient in zip(weights, found, strict=True):
+                weight.grad = gradient.clone()
+            rate_of(optimizer, 1e-2 / (1 + step))
+            optimizer.step()
+        return weights
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        shared = run(lambda w: make_optimizer(w, OptimizerConfig(kind="muon", weight_decay=0.1)), set_learning_rate)
+    finally:
+        torch.set_num_threads(before)
+    plain = run(
+        lambda w: torch.optim.Muon(w, lr=0.0, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), set_learning_rate
+    )
+    for a, b in zip(shared, plain, strict=True):
+        assert torch.equal(a, b)

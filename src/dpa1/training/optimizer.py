@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dpa1.config.training import OptimizerConfig, TrainingConfig
+from dpa1.model.threads import spread
 
 SMALLEST_MATRIX = 4  # rows or columns below which orthogonalising a matrix has no meaning left
 
@@ -27,9 +28,14 @@ class Muon:
         others = [p for p in parameters if p.ndim != 2 or min(p.shape) < SMALLEST_MATRIX]
         decay = config.weight_decay or 0.0
         self._parts: list[torch.optim.Optimizer] = []
+        self._single: list[torch.optim.Muon] = []  # for each matrix, the largest first
         if matrices:
-            muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-            self._parts.append(muon)
+
+            def muon(some: list[Tensor]) -> torch.optim.Muon:
+                return torch.optim.Muon(some, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+
+            self._parts.append(muon(matrices))
+            self._single = [muon([p]) for p in sorted(matrices, key=torch.numel, reverse=True)]
         if others:
             shrinking = {id(p) for p in biases} if decay else set()
             groups = [
@@ -58,8 +64,20 @@ class Muon:
 
     def step(self) -> None:
         """Change the parameters."""
-        for part in self.parts:
+        whole, *others = self._parts
+        if self._single:
+            self._step_matrices(whole)
+        else:
+            others = self._parts
+        for part in others:
             part.step()
+
+    def _step_matrices(self, whole: torch.optim.Optimizer) -> None:
+        """Threads share the matrices, each of which is orthogonalised by itself."""
+        for single in self._single:
+            single.state, single.param_groups[0]["lr"] = whole.state, whole.param_groups[0]["lr"]
+        on_gpu = self._single[0].param_groups[0]["params"][0].is_cuda
+        spread(self._single, lambda single: single.step(), parallel=not on_gpu)
 
 
 class Composed(Protocol):
