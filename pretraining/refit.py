@@ -18,20 +18,14 @@ from dpa1.training.residual_bias import fit_shift
 
 
 @torch.no_grad()
-def refit_bias(potential: Potential, data: Path) -> dict[str, float]:
-    """Shift the energy bias of every level that has a source with ``misfit`` energies, by what the others leave.
-
-    Returns the root mean square of what is left (eV/atom) by level.
-    """
-    left = {}
+def refit_bias(potential: Potential, data: Path) -> None:
+    """Shift the energy bias of every level that has a source with ``misfit`` energies, by what the others leave."""
     for level in sorted({source.level for source in SOURCES if source.misfit}):
         sources = [source.name for source in SOURCES if source.level == level and not source.misfit]
         counts, residuals = _residuals(potential, [data / "train" / f"{name}.xyz.gz" for name in sources], level)
         place = potential.levels.index(level)
         found = fit_shift(counts, residuals, potential.elements, potential.energy_bias[place].numpy(), {})
         potential.energy_bias[place] += torch.from_numpy(found.shift).to(potential.energy_bias)
-        left[level] = found.rms
-    return left
 
 
 def _residuals(potential: Potential, files: list[Path], level: str) -> tuple[np.ndarray, np.ndarray]:
