@@ -15,6 +15,7 @@ from dpa1.model.adapt import adapt, parents
 from dpa1.model.file import load_model, save_model, version_of
 from dpa1.model.potential import Potential
 from dpa1.model.replay import attach_replay
+from dpa1.training.finetune import _measured
 from dpa1.training.residual_bias import fit_shift
 from tests.training.toy import MODEL, emt_frames
 
@@ -218,6 +219,27 @@ def test_replay_keeps_the_old_level(base, data, tmp_path):
     assert not torch.equal(tuned.energy_bias[1], old.energy_bias[0])
     assert len(tuned.replay) == len(old.replay)
     assert tuned.info["finetuned"]["replay_errors"]["before"]["n_frames"] == 2
+
+
+def test_frames_that_measure_forgetting():
+    """A fourth of every level, and of sources that come in turn not always the same; of few frames at least one."""
+    levels = ["a", "b", "a", "c"] * 8
+    held = _measured(levels)
+    assert [int(held[[k for k, level in enumerate(levels) if level == wanted]].sum()) for wanted in "abc"] == [4, 2, 2]
+    assert len({int(k) % 4 for k in held.nonzero()[0]}) > 1
+    assert (held == _measured(levels)).all()
+    assert _measured(["a", "b"]).tolist() == [False, True]
+
+
+def test_a_level_without_frames_to_train_on(base, data, tmp_path):
+    """The base knows it, and its replay set holds a single frame of it, which serves to measure."""
+    old = load_model(base)
+    wide = adapt(old, {}, (*old.levels, "other"), (0, 0))
+    frames = frames_of(4, seed=7)
+    attach_replay(wide, [frame.replace(level="emt") for frame in frames[:3]] + [frames[3].replace(level="other")])
+    save_model(wide, tmp_path / "wide.dpa1")
+    _, tuned = tune(tmp_path / "wide.dpa1", data, tmp_path, replay=0.5, steps=2, level="emt")
+    assert "other" in tuned.levels
 
 
 def test_a_replay_set_travels_in_the_file(tmp_path):

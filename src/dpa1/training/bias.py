@@ -207,6 +207,8 @@ def frames_of_level(dataset: Dataset, levels: Sequence[str], level: int) -> np.n
     """Sorted numbers of the frames of one level; of the only level all are."""
     if len(levels) == 1:
         return np.arange(len(dataset))
+    if levels[level] not in dataset.table.levels:
+        return np.zeros(0, dtype=np.int64)
     return np.flatnonzero(dataset.table.level == dataset.table.levels.index(levels[level]))
 
 

@@ -26,7 +26,7 @@ from dpa1.training.prepare import Data, check, evaluation_loader, sample
 from dpa1.training.residual_bias import fit_shift
 
 NEW_LEVEL = "finetuned"
-MEASURED = 4  # with replay every fourth frame of the replay set is left out of training, to measure forgetting
+MEASURED = 4  # with replay one in four frames of each level in the replay set is left out of training, to measure forgetting
 KEPT = ("licence", "card")  # of what a base says about itself
 
 
@@ -123,8 +123,7 @@ class Finetune:
             raise UserError(
                 f"{self.name}: a replay set of one frame cannot be trained on and measured; leave --replay out"
             )
-        numbers = np.arange(len(frames))
-        held = numbers % MEASURED == MEASURED - 1 if len(frames) >= MEASURED else numbers == len(frames) - 1
+        held = _measured([frame.level for frame in frames])
         return (
             ListDataset([f for f, h in zip(frames, held, strict=True) if not h]),
             ListDataset([f for f, h in zip(frames, held, strict=True) if h]),
@@ -240,6 +239,16 @@ class Finetune:
     def _on_replay(self, potential: Potential, world: World) -> dict[str, Any]:
         assert self.measured is not None
         return finish.measure_errors(potential, evaluation_loader(self.measured, self.config, potential, world), world)
+
+
+def _measured(levels: Sequence[str | None]) -> np.ndarray:
+    """Which frames of a replay set serve to measure: of each level one in ``MEASURED``, drawn alike every time; at least one."""
+    held, rng = np.zeros(len(levels), dtype=bool), np.random.default_rng(0)
+    for level in dict.fromkeys(levels):
+        own = np.array([k for k, other in enumerate(levels) if other == level])
+        held[rng.permutation(own)[: len(own) // MEASURED]] = True
+    held[-1] |= not held.any()
+    return held
 
 
 def table(change: Change) -> str:
