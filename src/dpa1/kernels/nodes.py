@@ -24,7 +24,7 @@ from dpa1.kernels.embedding_net import Net, Parts, evaluate
 from dpa1.kernels.reference import DenseLayer
 from dpa1.kernels.table import DEGREE, coefficients, spline_sums, spline_weights
 
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 3e-12}  # of G and of G', relative to the largest value
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}  # of G and of G', relative to the largest value
 FIRST = {torch.float32: 48, torch.float64: 256}  # intervals tried first
 MARGIN = {torch.float32: 12, torch.float64: 20}  # nodes beyond each end, where the spline's end conditions die away
 CHECKED = 8  # points of each kind of pairs, at least, at which spline and net are compared
@@ -84,7 +84,7 @@ def place_nodes(net: Parts, saving: int = SAVING) -> Nodes | None:
         return None
     low, high = (float(x) for x in torch.aminmax(s))
     kinds, kind = _kinds(net)
-    intervals, margin = FIRST[dtype], MARGIN[dtype]
+    intervals, margin, before = FIRST[dtype], MARGIN[dtype], math.inf
     while True:
         count = intervals + 1 + 2 * margin
         step = max(high - low, 1e-3) / intervals
@@ -97,8 +97,9 @@ def place_nodes(net: Parts, saving: int = SAVING) -> Nodes | None:
             break
         # The error of G' falls with the fifth power of the step.
         wanted = 1.15 * intervals * (error / TOLERANCE[dtype]) ** (1.0 / DEGREE)
-        if not wanted < pairs:
+        if error > 0.5 * before or not wanted < pairs:  # what is left is rounding, or no smooth function
             return None
+        before = error
         intervals = 16 * math.ceil(wanted / 16)
     place = (s - low) / step
     interval = place.floor().clamp_(0, intervals - 1)
