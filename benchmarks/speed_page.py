@@ -318,7 +318,7 @@ def profile(results: dict[str, Any]) -> str:
         )
     body = table(["", *cases], rows)
     return (
-        "\n## Where the time goes\n\nThis package, same weights as DeePMD-kit, water, 192 atoms; self time by torch operator.\n\n"
+        "\n## Where the time goes\n\nThis package, same weights as DeePMD-kit, water, 192 atoms; one thread; self time by torch operator.\n\n"
         + body
         + "\nLargest operators (ms):\n\n"
         + "\n".join(lines)

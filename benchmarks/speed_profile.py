@@ -24,11 +24,13 @@ OTHER = "everything else (Python, autograd, neighbour list, optimizer)"
 
 def grouped(case: dict[str, Any]) -> dict[str, float]:
     """Seconds by kind of operator; what no operator accounts for goes to the last."""
-    kind_of = {f"aten::{name}": kind for kind, names in KINDS.items() for name in names.split()}
+    kind_of = {"dpa1::product": "matrix products"} | {
+        f"aten::{name}": kind for kind, names in KINDS.items() for name in names.split()
+    }
     out: dict[str, float] = {}
     for operator, seconds in case["operators"].items():
         # ``mul_`` is ``mul`` in place.
-        kind = KERNELS if "dpa1" in operator else kind_of.get(operator.rstrip("_"), OTHER)
+        kind = kind_of.get(operator.rstrip("_"), KERNELS if "dpa1" in operator else OTHER)
         out[kind] = out.get(kind, 0.0) + seconds
     out[OTHER] = out.get(OTHER, 0.0) + max(case["wall_s"] - sum(case["operators"].values()), 0.0)
     return out

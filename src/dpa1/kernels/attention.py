@@ -184,7 +184,7 @@ def _reverse(
             product(_rows(x).t(), _rows(p_bar)), p_bar.sum((0, 1)),
             product(_rows(y).t(), _rows(z_bar)), z_bar.sum((0, 1)), scale_bar, offset_bar,
         )  # fmt: skip
-    return _Made((x_bar, w_bar, g_bar, f_bar), of_weights, (z_bar, ub, db, t, p_bar, dot))
+    return _Made((x_bar, w_bar, g_bar, f_bar), of_weights, (z_bar, db, t, p_bar, dot))
 
 
 class _Backward(torch.autograd.Function):
@@ -199,12 +199,15 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, ax: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-        o_bar, z_bar, ub, db, t, p_bar, dot, *saved = ctx.saved_tensors
+        o_bar, z_bar, db, t, p_bar, dot, *saved = ctx.saved_tensors
         x, w, g, f, z, y, d, e, s, u, rho, mean, rstd = saved[:13]
         parts, tau = AttentionWeights(*saved[13:]), ctx.options.temperature
         aw, ag, af = others
         geometry, weights = geometry_wanted(), parameters_wanted()
         q, k, v = u.chunk(3, dim=-1)
+        ub = (
+            product(_rows(z_bar), parts.out_weight.t()).view_as(y).div_(_column(d))
+        )  # cheaper to form again than to keep
         ax = torch.zeros_like(x) if ax is None else ax.contiguous()
         # Unit vectors: whatever is parallel to u drops out in ``_reverse``, so p̄ and u̇ stand for Ū and a·W.
         ap = product(_rows(ax), parts.in_weight).view_as(u)

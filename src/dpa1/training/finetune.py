@@ -26,7 +26,9 @@ from dpa1.training.prepare import Data, check, evaluation_loader, sample
 from dpa1.training.residual_bias import fit_shift
 
 NEW_LEVEL = "finetuned"
-MEASURED = 4  # with replay one in four frames of each level in the replay set is left out of training, to measure forgetting
+MEASURED = (
+    4  # with replay one in four frames of each level in the replay set is left out of training, to measure forgetting
+)
 KEPT = ("licence", "card")  # of what a base says about itself
 
 
