@@ -265,8 +265,9 @@ class Session:
 
 def mark_products() -> None:
     """Let torch's profiler see this package's own products of matrices."""
-    from dpa1.kernels import openblas
     from torch.profiler import record_function
+
+    from dpa1.kernels import openblas
 
     plain = openblas.multiply
 
