@@ -88,7 +88,8 @@ INTRODUCTION = """# Sample efficiency: from scratch and from the pretrained mode
 Force and energy errors on the test split of five tasks that are in none of the pretraining data, after training from scratch
 and after fine-tuning `{base}`. Both arms have the same architecture, frames, batches, loss, number of optimizer steps and
 schedule; for each task and arm the learning rate, and for fine-tuning the method, is the best, or within 5 % of the best, of
-those tried with 32 frames (with 8 frames for the sets of 8 and 16), and below is what was tried. Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in
+those tried with 32 frames (with 8 frames for the sets of 8 and 16), and below is what was tried with this `{base}`; more was with
+earlier ones (docs/pretrained.md). Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in
 brackets where there is more than one. The runs are short (10–60 s of one core), so the curves flatten where the number of steps
 limits them, not the number of frames. Energies carry a per-element bias fitted to the training frames in both
 arms. *Zero-shot* is the pretrained model with its energy bias refitted to 8 frames, nothing else changed.
