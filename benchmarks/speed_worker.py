@@ -13,8 +13,11 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -218,10 +221,9 @@ class Session:
 
         if self.device == "cpu":
             self.torch.set_num_threads(1)
-        mark_products()
         work = self.program.evaluate if task == "inference" else lambda: self.program.train(optimizer)
         work()
-        with profile(activities=[ProfilerActivity.CPU]) as record:
+        with marked_products(), profile(activities=[ProfilerActivity.CPU]) as record:
             wall = sum(self._timed(work) for _ in range(repeats))
         spent = {event.key: event.self_cpu_time_total * 1e-6 / repeats for event in record.key_averages()}
         return {"wall_s": wall / repeats, "operators": spent}
@@ -263,8 +265,9 @@ class Session:
         return {"seconds": seconds, "peak": peak}
 
 
-def mark_products() -> None:
-    """Let torch's profiler see this package's own products of matrices."""
+@contextmanager
+def marked_products() -> Iterator[None]:
+    """Inside, torch's profiler sees this package's own products of matrices."""
     from torch.profiler import record_function
 
     from dpa1.kernels import openblas
@@ -275,7 +278,8 @@ def mark_products() -> None:
         with record_function("dpa1::product"):
             return plain(*args, **kwargs)
 
-    openblas.multiply = marked
+    with mock.patch.object(openblas, "multiply", marked):
+        yield
 
 
 def _status(key: str) -> int:

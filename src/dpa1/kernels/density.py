@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpa1.kernels import dispatch, nodes
+from dpa1.kernels import dispatch, embedding_net
 from dpa1.kernels.embedding_net import Parts, parts
 from dpa1.kernels.nodes import Nodes, place_nodes
 from dpa1.kernels.reference import DenseLayer
@@ -28,16 +28,9 @@ from dpa1.kernels.wanted import geometry_wanted, parameters_wanted
 WIDEST = 16  # rows of the table per neighbour slot beyond which the features themselves are contracted faster
 
 
-def supports(
-    radial: Tensor,
-    pair: Tensor | None,
-    table: Tensor | None,
-    layers: Sequence[DenseLayer],
-    activation: Callable[[Tensor], Tensor],
-    rows: Tensor,
-) -> bool:
-    """What ``nodes`` supports."""
-    return nodes.supports(radial, pair, table, layers, activation)
+def supports(*arguments: Any) -> bool:
+    """Whatever the rows, what the embedding net supports."""
+    return embedding_net.supports(*arguments[:-1])
 
 
 def run(

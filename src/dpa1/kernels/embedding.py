@@ -14,22 +14,12 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import dispatch, interpolated
-from dpa1.kernels.embedding_net import Attach, Net, parts
-from dpa1.kernels.nodes import place_nodes
+from dpa1.kernels.embedding_net import Attach, Net, Parts, parts, supports
+from dpa1.kernels.nodes import Nodes, place_nodes
 from dpa1.kernels.reference import DenseLayer
 from dpa1.kernels.wanted import in_training_step
 
-
-def supports(
-    radial: Tensor,
-    pair: Tensor | None,
-    table: Tensor | None,
-    layers: Sequence[DenseLayer],
-    activation: Callable[[Tensor], Tensor],
-) -> bool:
-    """tanh, a bias everywhere, no learned timestep, no residual around the first layer."""
-    plain = all(layer.bias is not None and layer.timestep is None for layer in layers)
-    return activation is torch.tanh and plain and layers[0].repeats == 0
+__all__ = ["run", "supports", "training_nodes", "with_slope"]
 
 
 def run(
@@ -40,23 +30,26 @@ def run(
     activation: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """``reference.embedding``, twice differentiable in all floating-point arguments."""
-    return with_slope(radial, pair, table, layers)[0]
+    net = parts(radial, pair, table, layers)
+    value, _ = with_slope(net, training_nodes(net, dispatch.INTERPOLATED))
+    return value.view(*radial.shape, -1)
 
 
-def with_slope(
-    radial: Tensor, pair: Tensor | None, table: Tensor | None, layers: Sequence[DenseLayer]
-) -> tuple[Tensor, Tensor | None]:
-    """``run`` (n, K, C), and where it is to be differentiated by ``radial`` its derivative G' by it."""
-    found = parts(radial, pair, table, layers)
-    s, index, types, repeats, weights = found
-    derive = torch.is_grad_enabled() and radial.requires_grad
-    if derive and in_training_step() and dispatch.holds(dispatch.INTERPOLATED, s.dtype, "cpu"):
-        nodes = place_nodes(found)
-        if nodes is not None:
-            value, slope = (x.view(*radial.shape, -1) for x in interpolated.features(found, nodes))
-            return value, slope
-    value, slope = Net.apply(repeats, derive, index, s, types, *weights)
-    if not derive:
-        return value.view(*radial.shape, -1), None
-    value = Attach.apply(s, value, slope)
-    return value.view(*radial.shape, -1), slope.view(*radial.shape, -1)
+def training_nodes(net: Parts, *paths: dispatch.Path) -> Nodes | None:
+    """Where a training step may evaluate the net instead of at every pair, for paths of which one at least must hold."""
+    if not (in_training_step() and _derive(net)):
+        return None
+    usable = [dispatch.holds(path, net.s.dtype, "cpu") for path in paths]
+    return place_nodes(net) if any(usable) else None
+
+
+def with_slope(net: Parts, nodes: Nodes | None) -> tuple[Tensor, Tensor | None]:
+    """G (P, C), and where it is to be differentiated by s its derivative G' by it; from splines where there are nodes."""
+    if nodes is not None and dispatch.holds(dispatch.INTERPOLATED, net.s.dtype, "cpu"):
+        return interpolated.features(net, nodes)
+    value, slope = Net.apply(net.repeats, _derive(net), net.pair, net.s, net.types, *net.weights)
+    return (value if slope is None else Attach.apply(net.s, value, slope)), slope
+
+
+def _derive(net: Parts) -> bool:
+    return torch.is_grad_enabled() and net.s.requires_grad

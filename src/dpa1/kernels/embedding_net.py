@@ -5,7 +5,7 @@ h₁ = tanh(s w + t[pair])   h₁' = (1 − h₁²) w     h = tanh(p) + (h, h)  
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,18 @@ class Parts(NamedTuple):
     types: Tensor
     repeats: tuple[int, ...]
     weights: tuple[Tensor, ...]
+
+
+def supports(
+    radial: Tensor,
+    pair: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+) -> bool:
+    """tanh, a bias everywhere, no learned timestep, no residual around the first layer."""
+    plain = all(layer.bias is not None and layer.timestep is None for layer in layers)
+    return activation is torch.tanh and plain and layers[0].repeats == 0
 
 
 def parts(radial: Tensor, pair: Tensor | None, table: Tensor | None, layers: Sequence[DenseLayer]) -> Parts:

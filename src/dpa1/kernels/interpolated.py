@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpa1.kernels import nodes
-from dpa1.kernels.embedding_net import Attach, Parts, parts
+from dpa1.kernels.embedding_net import Attach, Parts, parts, supports
 from dpa1.kernels.nodes import Nodes, place_nodes, slope_weights
 from dpa1.kernels.reference import DenseLayer
 from dpa1.kernels.table import ORDER, spline_sums, spline_weights
 from dpa1.kernels.wanted import geometry_wanted, parameters_wanted
 
-supports = nodes.supports
+__all__ = ["features", "run", "supports"]
 
 
 def run(

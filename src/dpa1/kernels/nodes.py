@@ -12,7 +12,6 @@ is not as exact as ``TOLERANCE`` says, or the nodes are not far fewer than the p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels.embedding_net import Net, Parts, evaluate
-from dpa1.kernels.reference import DenseLayer
 from dpa1.kernels.table import DEGREE, coefficients, spline_sums, spline_weights
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}  # of G and of G', relative to the largest value
@@ -40,13 +38,12 @@ class Nodes:
 
     Attributes
     ----------
-    low, step: of the intervals.
+    step: of the intervals.
     count: nodes, and rows of the table, of one kind.
     row: (P,) first of the six rows of each pair.  place: (P,) u, without a gradient.
     table: (rows, C) coefficients in float64, differentiable by the weights.
     """
 
-    low: float
     step: float
     count: int
     row: Tensor
@@ -62,18 +59,6 @@ class Nodes:
 def slope_weights(place: Tensor) -> Tensor:
     """(P, 6) of the rows of ``slopes``: all positive, so that no digits are lost as they are in differences of T."""
     return spline_weights(1, place).cumsum(-1).neg_()
-
-
-def supports(
-    radial: Tensor,
-    pair: Tensor | None,
-    table: Tensor | None,
-    layers: Sequence[DenseLayer],
-    activation: Callable[[Tensor], Tensor],
-) -> bool:
-    """tanh, a bias everywhere, no learned timestep, no residual around the first layer; on a CPU."""
-    plain = all(layer.bias is not None and layer.timestep is None for layer in layers)
-    return activation is torch.tanh and plain and layers[0].repeats == 0 and not radial.is_cuda
 
 
 def place_nodes(net: Parts, saving: int = SAVING) -> Nodes | None:
@@ -106,7 +91,7 @@ def place_nodes(net: Parts, saving: int = SAVING) -> Nodes | None:
     row = interval.to(torch.int64).add_(margin - 2)
     if kind is not None:
         row += kind * count
-    return Nodes(low, step, count, row, place - interval, table)
+    return Nodes(step, count, row, place - interval, table)
 
 
 def _kinds(net: Parts) -> tuple[Tensor, Tensor | None]:

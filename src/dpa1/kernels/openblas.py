@@ -24,11 +24,8 @@ from torch import Tensor
 
 log = logging.getLogger("dpa1")
 LEAST = 1 << 15  # multiplications of one matrix; below, the call costs more than it brings
-ROWS, PLAIN, TURNED = (
-    101,
-    111,
-    112,
-)  # CBLAS: the result's rows lie one after the other; a factor as it is, or transposed
+# CBLAS: the result's rows lie one after the other; a factor as it is, or transposed.
+ROWS, PLAIN, TURNED = 101, 111, 112
 
 
 class _State:
@@ -67,8 +64,8 @@ def _numpy() -> Any:
 
 
 @cache
-def _library() -> Any:
-    """The library, or None: no AMD processor, no Linux on x86-64, or without the package."""
+def _library() -> dict[torch.dtype, tuple[Any, Any]] | None:
+    """For each precision the products of two matrices and of two stacks; None without an AMD processor or the package."""
     if not _is_amd():
         return None
     found = find_spec("scipy_openblas64")
@@ -81,17 +78,18 @@ def _library() -> Any:
         with _environment(OPENBLAS_NUM_THREADS="1", OPENBLAS_CORETYPE=None):
             library = ctypes.CDLL(str(files[0]))
         library.scipy_openblas_set_num_threads64_(1)
-        for name, number in (("s", ctypes.c_float), ("d", ctypes.c_double)):
-            _declare(library, name, number)
+        return {
+            torch.float32: _declared(library, "s", ctypes.c_float),
+            torch.float64: _declared(library, "d", ctypes.c_double),
+        }
     except (OSError, AttributeError) as error:
         log.warning(
             "%s cannot be used for matrix products (%s): torch's own, which are slower, run instead", files[0], error
         )
         return None
-    return library
 
 
-def _declare(library: Any, name: str, number: Any) -> None:
+def _declared(library: Any, name: str, number: Any) -> tuple[Any, Any]:
     whole, place = ctypes.c_int64, ctypes.c_void_p
     one = getattr(library, f"scipy_cblas_{name}gemm64_")
     many = getattr(library, f"scipy_cblas_{name}gemm_batch_strided64_")
@@ -99,7 +97,7 @@ def _declare(library: Any, name: str, number: Any) -> None:
     one.argtypes = [*sizes, number, place, whole, place, whole, number, place, whole]
     many.argtypes = [*sizes, number, *([place, whole, whole] * 2), number, place, whole, whole, whole]
     one.restype = many.restype = None
-    library.products = {**getattr(library, "products", {}), number: (one, many)}
+    return one, many
 
 
 def _is_amd() -> bool:
@@ -149,29 +147,17 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None, bias: Tensor | Non
     assert out.stride(-1) == 1
     if bias is not None:
         out.copy_(bias.expand_as(out))
-    numbers = ctypes.c_float if a.dtype == torch.float32 else ctypes.c_double
-    one, many = _library().products[numbers]
+    products = _library()
+    assert products is not None
+    one, many = products[a.dtype]
     (rows, inner), columns = a.shape[-2:], b.shape[-1]
     kept = 0.0 if bias is None else 1.0
     sizes = (ROWS, how_a, how_b, rows, columns, inner, 1.0)
     if a.dim() == 2:
         one(*sizes, a.data_ptr(), lead_a, b.data_ptr(), lead_b, kept, out.data_ptr(), out.stride(0))
     elif len(a):
-        from_a, from_b, to = (x.stride(0) for x in (a, b, out))
-        many(
-            *sizes,
-            a.data_ptr(),
-            lead_a,
-            from_a,
-            b.data_ptr(),
-            lead_b,
-            from_b,
-            kept,
-            out.data_ptr(),
-            out.stride(1),
-            to,
-            len(a),
-        )
+        factors = (a.data_ptr(), lead_a, a.stride(0), b.data_ptr(), lead_b, b.stride(0))
+        many(*sizes, *factors, kept, out.data_ptr(), out.stride(1), out.stride(0), len(a))
     return out
 
 

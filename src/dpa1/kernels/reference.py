@@ -164,15 +164,9 @@ def embedding(
     return x
 
 
-def training_embedding(
-    radial: Tensor,
-    pair: Tensor | None,
-    table: Tensor | None,
-    layers: Sequence[DenseLayer],
-    activation: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """``embedding`` as a training step asks for it: once differentiable by the weights, many pairs of few kinds."""
-    return embedding(radial, pair, table, layers, activation)
+training_embedding = (
+    embedding  # as a training step asks for it: once differentiable by the weights, many pairs of few kinds
+)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -295,16 +289,7 @@ def contracted_embedding(
     return contraction(embedding(radial, pair, table, layers, activation), rows)
 
 
-def training_contraction(
-    radial: Tensor,
-    pair: Tensor | None,
-    table: Tensor | None,
-    layers: Sequence[DenseLayer],
-    activation: Callable[[Tensor], Tensor],
-    rows: Tensor,
-) -> Tensor:
-    """``contracted_embedding`` as a training step asks for it, see ``training_embedding``."""
-    return contracted_embedding(radial, pair, table, layers, activation, rows)
+training_contraction = contracted_embedding  # likewise
 
 
 def contracted_spline(place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -> Tensor:

@@ -64,12 +64,9 @@ class Muon:
 
     def step(self) -> None:
         """Change the parameters."""
-        whole, *others = self._parts
         if self._single:
-            self._step_matrices(whole)
-        else:
-            others = self._parts
-        for part in others:
+            self._step_matrices(self._parts[0])
+        for part in self._parts[bool(self._single) :]:
             part.step()
 
     def _step_matrices(self, whole: torch.optim.Optimizer) -> None:
