@@ -15,6 +15,7 @@ from dpa1.container import write_container
 from dpa1.errors import UserError
 from dpa1.model.file import load_model
 from dpa1.training.checkpoint import checkpoints, latest, read_checkpoint
+from dpa1.training.folder_lock import lock
 from dpa1.training.run import train
 from tests.training.toy import toy_config
 
@@ -83,6 +84,19 @@ def test_sigterm_writes_a_checkpoint_and_says_so(tmp_path):
     path = latest(tmp_path / "run/checkpoints")
     assert path is not None
     assert path.name in errors
+
+
+def test_a_run_that_goes_on_keeps_others_out(tmp_path):
+    process = start(config_file(tmp_path, "run", steps=5000))
+    wait_for_checkpoint(process, tmp_path / "run")
+    again = start(tmp_path / "run.yaml", "resume")
+    _, errors = again.communicate(timeout=100)
+    assert again.returncode == 1
+    assert "another run is writing to it" in errors
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with lock(tmp_path / "run"), pytest.raises(UserError, match="another run is writing to it"):
+        lock(tmp_path / "run")
 
 
 def test_resume_refuses_another_run(tmp_path):

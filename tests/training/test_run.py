@@ -32,7 +32,7 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path, capsys):
     result = train(config)
     folder = tmp_path / "run"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "best.dpa1", "checkpoints", "config.yaml", "errors.json", "metrics.csv", "model.dpa1", "train.log",
+        ".lock", "best.dpa1", "checkpoints", "config.yaml", "errors.json", "metrics.csv", "model.dpa1", "train.log",
     ]  # fmt: skip
     assert len(list((folder / "checkpoints").iterdir())) == 1
     table = rows(folder)

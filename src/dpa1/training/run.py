@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dpa1.model.potential import Potential
 from dpa1.training import bias, checkpoint, finish
 from dpa1.training.distributed import World, join, leave
 from dpa1.training.finetune import Change, Finetune
+from dpa1.training.folder_lock import lock
 from dpa1.training.loggers import check_installed, open_loggers
 from dpa1.training.per_source import SourceCsv
 from dpa1.training.prepare import (
@@ -125,6 +127,7 @@ def train(
     world = join(config.training.device)
     report = Report(quiet=quiet or not world.main)
     keep_freed_memory()
+    held = ExitStack()
     try:
         _check_folder(folder, resume, world)
         check_installed(config.loggers)
@@ -134,12 +137,13 @@ def train(
             config = stored_config(folder, config)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
-        return _train(config, folder, world, report, resume, finished, base, initial)
+        return _train(config, folder, world, report, resume, held, finished, base, initial)
     except RunError as error:
         report.note(f"failed: {error}")
         raise
     finally:
         report.close()
+        held.close()
         leave()
 
 
@@ -155,12 +159,15 @@ def _check_folder(folder: Path, resume: bool, world: World) -> None:
         raise UserError(f"{folder}: holds no run to resume; drop --resume, or give the output folder of the run")
 
 
-def _enter_folder(folder: Path, world: World, report: Report) -> None:
-    """Create the run folder, which nothing before this point has touched."""
+def _enter_folder(folder: Path, resume: bool, world: World, report: Report, held: ExitStack) -> None:
+    """Create the run folder, which nothing before this point has touched, and hold it until the run ends."""
     if not world.main:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        held.callback(lock(folder).release)
+        if not resume and (folder / "config.yaml").exists():
+            raise UserError(f"{folder}: another run has just begun there; choose another output")
         report.open_log(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output") from None
@@ -173,6 +180,7 @@ def _train(
     world: World,
     report: Report,
     resume: bool,
+    held: ExitStack,
     finished: Finished | None,
     base: Potential | None,
     initial: Potential | None,
@@ -184,7 +192,7 @@ def _train(
     bias.given_bias(config, data.levels)  # refused, if so, before anything is written
     begun = continued(initial, config.model, data) if initial is not None and start is None else None
     _describe(data, config, report)
-    _enter_folder(folder, world, report)
+    _enter_folder(folder, resume, world, report, held)
     if data.dropped and world.main:
         replace_file(folder / "dropped.csv", dropped_csv(data.dropped).encode())
     if tuning is None:
