@@ -27,49 +27,63 @@ from typing import Any
 
 from common import DATASETS, save
 
-SIZES = (8, 16, 32, 64, 128, 256, 512)
+SIZES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 # Optimizer steps for each number of frames, times the task's length.
-STEPS = {8: 300, 16: 350, 32: 450, 64: 600, 128: 700, 256: 800, 512: 1000}
-FEW = 16
-ZERO = 0  # "frames" of the run that only refits the energy bias of the pretrained model
+STEPS = {2: 300, 4: 300, 8: 300, 16: 350, 32: 450, 64: 600, 128: 700, 256: 800, 512: 1000}
+ZERO = 0  # "frames" of the run that only refits the energy bias of the pretrained model …
+BIAS_FRAMES = 8  # … to these
+# Frames of the trials that chose the settings → up to how many frames these serve.
+TUNED_AT = {8: 16, 32: 64, 128: 512}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Learning rates from scratch and of the fine-tune, and its method: the best, or nearly so, of those tried with seed 1."""
+
+    scratch: float
+    finetune: float
+    method: str
 
 
 @dataclass(frozen=True)
 class Task:
     """A data set: files, the ``config_type`` of the test frames, test frames at most, atoms per step, length.
 
-    ``level``: of the base, from which the fine-tune starts.  ``without``: reduced formulas that the pretraining has as well, so frames of them are left out here.
-    ``rates``: learning rate from scratch and of the fine-tune, ``method``: of the fine-tune; the best of those tried with
-    32 frames and seed 1. ``few``: the same three for up to 16 frames, the best of those tried with 8, where they differ.
+    ``settings``: those chosen with as many frames as ``TUNED_AT`` says.  ``level``: of the base, from which the fine-tune
+    starts.  ``without``: reduced formulas that the pretraining has as well, so frames of them are left out here.
+    ``least``: frames below which an element may be missing, so that a model from scratch cannot be tested.
     """
 
     name: str
     train: str
     test: str
     atoms: int
+    settings: tuple[Setting, Setting, Setting]
     test_frames: int = 100
     length: float = 1.0
     only_test: str = ""
     what: str = ""
-    rates: tuple[float, float] = (1e-2, 1e-2)
-    method: str = "full"
-    few: tuple[float, float, str] | None = None
     without: tuple[str, ...] = ()
     level: str = "pbe"
+    least: int = 2
 
 
 TASKS = (
-    Task("NbMoTaW", "NbMoTaW_snap/train.xyz.gz", "NbMoTaW_snap/test.xyz.gz", 54, only_test="Multinary_Test", rates=(2e-3, 3e-3),
-         method="lora", few=(5e-3, 3e-3, "lora"),
+    Task("NbMoTaW", "NbMoTaW_snap/train.xyz.gz", "NbMoTaW_snap/test.xyz.gz", 54, only_test="Multinary_Test", least=4,
+         settings=(Setting(5e-3, 3e-3, "lora"), Setting(2e-3, 3e-3, "lora"), Setting(2e-3, 3e-3, "lora")),
          what="alloy, element transfer: elements and binaries of Nb, Mo, Ta, W → ternary and quaternary cells (PBE)"),
-    Task("LiGePS", "LiGePS_SSE_PBE/train_50atoms.xyz.gz", "LiGePS_SSE_PBE/test_50atoms.xyz.gz", 50, rates=(1e-2, 5e-3), few=(1e-2, 1e-2, "lora"),
+    Task("LiGePS", "LiGePS_SSE_PBE/train_50atoms.xyz.gz", "LiGePS_SSE_PBE/test_50atoms.xyz.gz", 50,
+         settings=(Setting(1e-2, 1e-2, "lora"), Setting(1e-2, 5e-3, "full"), Setting(1e-2, 5e-3, "full")),
          what="sulfide electrolyte Li10GeP2S12, cells of 50 atoms (PBE)"),
-    Task("aspirin", "aspirin_CCSD/train.xyz.gz", "aspirin_CCSD/test.xyz.gz", 63, level="wb97x", rates=(2e-2, 5e-3),
-         few=(2e-2, 2e-2, "lora"), what="molecule aspirin (CCSD/cc-pVDZ)"),
-    Task("water", "water_deepmd_example/train.xyz.gz", "water_deepmd_example/test.xyz.gz", 192, 25, 0.4,
-         rates=(2e-2, 1e-2), method="lora", what="liquid water, 192 atoms (PBE0+TS)"),
+    Task("aspirin", "aspirin_CCSD/train.xyz.gz", "aspirin_CCSD/test.xyz.gz", 63, level="wb97x",
+         settings=(Setting(2e-2, 2e-2, "lora"), Setting(2e-2, 5e-3, "full"), Setting(2e-2, 5e-3, "full")),
+         what="molecule aspirin (CCSD/cc-pVDZ)"),
+    Task("water", "water_deepmd_example/train.xyz.gz", "water_deepmd_example/test.xyz.gz", 192, test_frames=25, length=0.4,
+         settings=(Setting(2e-2, 1e-2, "lora"), Setting(2e-2, 1e-2, "lora"), Setting(2e-2, 1e-2, "lora")),
+         what="liquid water, 192 atoms (PBE0+TS)"),
     Task("LiMnO", "LiMnO_electrode_MatterTune/finetune.xyz.gz", "LiMnO_electrode_MatterTune/test.xyz.gz", 64,
-         rates=(5e-3, 3e-3), method="lora", few=(2e-3, 3e-4, "lora"), without=("Li3Mn2O5", "LiMn4O8", "Li5MnO4", "Li5Mn3O8", "Li9Mn7O16"),
+         settings=(Setting(2e-3, 3e-4, "lora"), Setting(5e-3, 3e-3, "lora"), Setting(5e-3, 3e-3, "lora")),
+         without=("Li3Mn2O5", "LiMn4O8", "Li5MnO4", "Li5Mn3O8", "Li9Mn7O16"),
          what="lithium manganese oxides of many compositions (PBE+U)"),
 )  # fmt: skip
 ARMS = ("scratch", "finetune")
@@ -93,16 +107,21 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        *rates, method = (
-            self.task.few if self.task.few and ZERO < self.frames <= FEW else (*self.task.rates, self.task.method)
-        )
-        rate = self.rate or rates[ARMS.index(self.arm)]
-        return {"learning_rate": rate} | ({"method": self.method or method} if self.arm == "finetune" else {})
+        usual = setting_of(self.task, self.frames)
+        if self.arm == "scratch":
+            return {"learning_rate": self.rate or usual.scratch}
+        return {"learning_rate": self.rate or usual.finetune, "method": self.method or usual.method}
 
     @property
     def name(self) -> str:
         chosen = "_".join(f"{value:g}" if isinstance(value, float) else value for value in self.settings.values())
         return f"{self.task.name}_{self.arm}_{self.frames}_seed{self.seed}_{self.steps}steps_{chosen}"
+
+
+def setting_of(task: Task, frames: int) -> Setting:
+    """The one chosen for so many frames; the run without a step takes that of most frames."""
+    limits = list(TUNED_AT.values())
+    return task.settings[sum(frames > limit for limit in limits) if frames != ZERO else -1]
 
 
 def frames_of(task: Task, data: Path) -> tuple[list[str], list[str]]:
@@ -152,7 +171,7 @@ def do(run: Run, data: Path, base: str, work: Path) -> dict[str, Any]:
     order = np.random.default_rng(run.seed).permutation(len(every))
     zero_shot = run.frames == ZERO
     # Without a step the frames serve the energy bias only.
-    chosen = order[: min(SIZES) if zero_shot else run.frames]
+    chosen = order[: BIAS_FRAMES if zero_shot else run.frames]
     (folder / "train.xyz").write_text("".join(every[i] for i in chosen))
     (folder / "test.xyz").write_text("".join(test))
     potential = dpa1.load(base)
@@ -206,7 +225,7 @@ def asked(args: argparse.Namespace) -> Iterator[Run]:
                 if task.name not in args.tasks or frames > _available(task, args.data):
                     continue
                 for arm in args.arms:
-                    if frames == ZERO and arm != "finetune":
+                    if frames < task.least and (arm == "scratch" or frames != ZERO):
                         continue
                     for multiple in args.multiples:
                         for rate in args.rates or [None]:

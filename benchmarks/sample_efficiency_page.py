@@ -6,16 +6,16 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 from common import machine, save, table
-from sample_efficiency import ARMS, STEPS, TASKS, ZERO, Run
+from sample_efficiency import ARMS, STEPS, TASKS, TUNED_AT, ZERO, Run
 
 Curve = dict[int, list[float]]  # frames → one number per seed
-TRIED = (8, 32, 128)  # frames of the trials that chose learning rate and method
 QUANTITIES = (("force_rmse_meV_A", "force RMSE (meV/Å)"), ("energy_rmse_meV_atom", "energy RMSE (meV/atom)"))
 
 
@@ -61,12 +61,13 @@ def write_page(args: argparse.Namespace) -> None:
     longer = [row for row in rows if row["steps"] != usual[row["task"], row["frames"]]]
     trials = [
         row for row in rows
-        if _name(row) not in wanted and row not in longer and row["frames"] in TRIED and row["seed"] == 1
+        if _name(row) not in wanted and row not in longer and row["frames"] in TUNED_AT and row["seed"] == 1
     ]  # fmt: skip
     rows = [row for row in rows if _name(row) in wanted]
     note = args.work / "note.md"
-    save({"machine": machine(), "base": args.base, "rates": {task.name: dict(zip(ARMS, task.rates, strict=True)) for task in TASKS}, "methods": {task.name: task.method for task in TASKS}, "few": {task.name: task.few for task in TASKS}, "steps": STEPS, "results": rows, "trials": trials, "longer": longer},
-         args.output / "raw/sample-efficiency.json")  # fmt: skip
+    settings = {task.name: dict(zip(TUNED_AT, map(asdict, task.settings), strict=True)) for task in TASKS}
+    found = {"machine": machine(), "base": args.base, "settings": settings, "settings_up_to": TUNED_AT, "steps": STEPS}
+    save({**found, "results": rows, "trials": trials, "longer": longer}, args.output / "raw/sample-efficiency.json")
     force = curves(rows, QUANTITIES[0][0])
     plot(rows, args.output / "sample-efficiency.png")
     parts = [INTRODUCTION.format(base=args.base, seeds=len(args.seeds)), "![Learning curves](sample-efficiency.png)\n"]
@@ -88,8 +89,7 @@ INTRODUCTION = """# Sample efficiency: from scratch and from the pretrained mode
 Force and energy errors on the test split of five tasks that are in none of the pretraining data, after training from scratch
 and after fine-tuning `{base}`. Both arms have the same architecture, frames, batches, loss, number of optimizer steps and
 schedule; for each task and arm the learning rate, and for fine-tuning the method, is the best, or within 5 % of the best, of
-those tried with 32 frames (with 8 frames for the sets of 8 and 16), and below is what was tried with this `{base}`; more was with
-earlier ones (docs/pretrained.md). Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in
+those tried with 8 frames (for up to 16), with 32 (for 32 and 64) and with 128 (for more); below is what was tried. Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in
 brackets where there is more than one. The runs are short (10–60 s of one core), so the curves flatten where the number of steps
 limits them, not the number of frames. Energies carry a per-element bias fitted to the training frames in both
 arms. *Zero-shot* is the pretrained model with its energy bias refitted to 8 frames, nothing else changed.
@@ -130,7 +130,7 @@ def trial_table(rows: Sequence[dict[str, Any]]) -> str:
     """Force errors of the runs with the sizes that were tried and the first seed."""
     found = {
         (row["task"], row["arm"], row.get("method", ""), row["frames"], row["learning_rate"]): row["force_rmse_meV_A"]
-        for row in rows if row["frames"] in TRIED and row["seed"] == 1
+        for row in rows if row["frames"] in TUNED_AT and row["seed"] == 1
     }  # fmt: skip
     rates, names = sorted({key[-1] for key in found}), [task.name for task in TASKS]
     lines = sorted({key[:4] for key in found}, key=lambda key: (names.index(key[0]), key[3], ARMS.index(key[1])))
