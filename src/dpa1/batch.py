@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -59,9 +59,16 @@ class Batch:
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def differentiable(self) -> Batch:
+        """The same batch, also where it was made in torch's inference mode; to be called outside of it."""
+        return self._mapped(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
 
 def make_batch(

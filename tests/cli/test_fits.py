@@ -46,7 +46,7 @@ def test_dry_run_writes_nothing(capsys, model, copper, tmp_path, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
     for said in (
         "NVT of Cu32", "32 atoms with 18.0 neighbors each, 1000 steps from step 0", "time per step", "ns/day",
-        "would write into cu-md: settings.json, thermo.csv", "101 rows and frames", "fits on cpu: about", "nothing was written",
+        "would write into cu-md: settings.json, thermo.csv", "101 rows and frames", "fits on cpu beside this structure: about", "nothing was written",
     ):  # fmt: skip
         assert said in done.out
 

@@ -1,5 +1,7 @@
 """Blocks of atoms on several threads: nothing but the time changes."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -123,3 +125,44 @@ def test_threads_change_nothing(monkeypatch, precision, again):
             torch.set_num_threads(before)
     assert len(found[0]) > 10
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+FORKED = """
+import multiprocessing, sys
+import torch
+import dpa1
+from ase.build import bulk
+
+torch.set_num_threads(2)
+atoms = bulk("Cu", cubic=True).repeat(3)
+atoms.rattle(0.1)
+
+def forces(queue):
+    copy = atoms.copy()
+    copy.calc = potential.calculator(level="pbe")
+    queue.put(copy.get_forces())
+
+potential = dpa1.load("pbe")
+context = multiprocessing.get_context("fork")
+queue = context.Queue()
+forces(queue)
+mine = queue.get(timeout=60)
+child = context.Process(target=forces, args=(queue,))
+child.start()
+theirs = queue.get(timeout=60)
+child.join()
+assert abs(mine - theirs).max() < 1e-9
+"""
+
+
+def test_a_forked_process_does_not_wait_for_threads_it_has_not():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], check=True, timeout=180)
+
+
+def test_forces_in_inference_mode():
+    frame = random_frame(0, 12)
+    potential = random_potential(example_options(attention_layers=1))
+    expected = potential.predict(make_batch([frame], CUTOFF))["forces"]
+    with torch.inference_mode():
+        found = potential.predict(make_batch([frame], CUTOFF))["forces"]
+    assert torch.equal(found, expected)

@@ -130,7 +130,7 @@ def _plan(atoms: Atoms, calculator: Dpa1Calculator, settings: MDSettings, steps:
         typer.echo(str(calculator.fixed_step))
     typer.echo(f"would write into {folder}: {', '.join(FILES)}; {rows} rows and frames")
     for device, text in fitting_atoms(calculator.potential.config, calculator.potential.dtype, neighbors).items():
-        typer.echo(f"fits on {device}: {text}")
+        typer.echo(f"fits on {device} beside this structure: {text}")
     typer.echo("nothing was written")
 
 

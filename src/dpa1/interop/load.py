@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from dpa1.errors import UserError
 from dpa1.interop.neutral import HDF5_MAGIC, SUFFIXES
 from dpa1.interop.shipped import find_model
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 FOREIGN = (".pb", ".pt2", ".pte", ".savedmodel", ".savedmodeltf", ".hlo", ".jax", ".pd", ".json")
 
 
+@torch.inference_mode(False)  # parameters made in that mode would never serve a derivative
 def load_potential(path: str | Path, branch: str | None = None, device: str = "cpu") -> Potential:
     """Open ``*.dpa1``, a DeePMD-kit DPA-1 model (``.dp``, ``.yaml``, ``.pt``, ``.pth``), or a shipped model by its name.
 

@@ -38,6 +38,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
+@torch.inference_mode(False)
 def frozen_copy(potential: Potential, dtype: str | None, device: torch.device) -> Potential:
     """A copy for inference: parameters without gradients, in the given precision (its own for None), on ``device``."""
     if dtype is not None and dtype not in DTYPES:

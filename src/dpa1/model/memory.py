@@ -24,6 +24,7 @@ PAIR_BYTES = (
     250  # outside the blocks per neighbour pair: list with its skin, vectors, slopes (measured: 135 without a skin)
 )
 ATOM_BYTES = 1500  # the same per atom
+FEWER = "use fewer atoms at once, or a machine with more"  # the remedy where blocks no longer help
 SHARE = 0.5  # of the free memory that one block of slots may take
 UNCHECKED = 256 << 20  # a block of fewer bytes is not worth asking the system what is free
 LEAST_SLOTS = (

@@ -176,9 +176,14 @@ class Potential(Tabulable):
         index = self.levels_of(batch, level)
         if create_graph:
             return self._predict(batch, index, forces, virial, descriptor, self._whole)
+        if torch.is_inference_mode_enabled():
+            # Forces are derivatives, which this mode forbids.
+            with torch.inference_mode(False), torch.no_grad():
+                return self.predict(
+                    batch.differentiable(), forces=forces, virial=virial, descriptor=descriptor, level=level
+                )
         what = f"{len(batch.numbers)} atoms with {len(batch.centre)} pairs of neighbors"
-        remedy = "use fewer atoms at once, or a machine with more"
-        with memory.enough(what, remedy, batch.positions.device), threads_for_blocks(len(batch.centre)):
+        with memory.enough(what, memory.FEWER, batch.positions.device), threads_for_blocks(len(batch.centre)):
             return self._predict(batch, index, forces, virial, descriptor, self._in_chunks)
 
     def _predict(

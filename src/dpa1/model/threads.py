@@ -8,6 +8,7 @@ stay awake for a while, on the cores that the next blocks need.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -123,6 +124,7 @@ def even_slots(slots: int, most: int) -> int:
 
 @cache
 def _pool(count: int) -> ThreadPoolExecutor:
+    _mind_forks()
     mine = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "dpa1-block", initializer=_alone)
     barrier = threading.Barrier(count + 1)
@@ -132,6 +134,18 @@ def _pool(count: int) -> ThreadPoolExecutor:
     # The threads' own setting has become the default of threads yet to come; this one's and theirs differ.
     torch.set_num_threads(mine)
     return pool
+
+
+@cache
+def _mind_forks() -> None:
+    """A forked process has none of its parent's threads, so it would wait for them forever: it works alone."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forked)
+
+
+def _forked() -> None:
+    _pool.cache_clear()
+    torch.set_num_threads(1)
 
 
 def _alone() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from dpa1.errors import UserError
 from dpa1.frames import Frame, from_ase, to_ase
+from dpa1.model import memory
 from dpa1.model.inference import check_elements
 from dpa1.neighbors import find_neighbors
 
@@ -44,7 +47,8 @@ def read_structure(path: Path, potential: Potential, index: int | None = None) -
     atoms.calc = None
     frame = from_ase(atoms, source=str(path), index=(index or 0) % len(frames))
     check_elements(frame, potential)
-    find_neighbors(frame, potential.cutoff)  # raises for two atoms on one spot
+    with memory.enough(f"{len(frame)} atoms with their neighbors", memory.FEWER, torch.device("cpu")):
+        find_neighbors(frame, potential.cutoff)  # raises for two atoms on one spot
     return atoms, frame
 
 
