@@ -12,6 +12,10 @@ class RunError(Exception):
     """A run that began correctly failed (e.g. a non-finite loss); the command line exits with code 1."""
 
 
+class InterruptedRunError(RunError):
+    """A signal ended a run, which can be continued; nothing failed, so no trace is kept."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` – did you mean 'x'?`` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -46,16 +46,16 @@ def finetune(
     base: str | Path,
     data: Paths,
     *,
-    output: str | Path = "finetuned",
+    output: str | Path | None = None,
     valid: Paths | float | None = None,
     test: Paths | None = None,
     method: str | None = None,
     level: str | None = None,
     new_level: str | None = None,
-    replay: float = 0.0,
+    replay: float | None = None,
     steps: int | None = None,
     learning_rate: float | None = None,
-    seed: int = 1,
+    seed: int | None = None,
     config: dict[str, Any] | str | Path | None = None,
     quiet: bool = False,
 ) -> RunResult:
@@ -65,11 +65,11 @@ def finetune(
     ----------
     base: ``.dpa1`` or DeePMD-kit file, or the name of a shipped model.
     data, valid, test: what ``dpa1.read`` takes; ``valid`` may be the fraction to hold out.
-    output: run folder, which must not hold a run.
+    output: run folder, which must not hold a run; ``finetuned`` unless ``config`` says otherwise.
     method: ``full``, ``freeze``, ``heads`` or ``lora``.
     level: level of theory of the base to start from.  new_level: name of the new data's level.
-    replay: share of the frames drawn from the replay set inside the base, so that it is not forgotten.
-    config: further sections as for ``train``, a mapping or a file; the arguments win.
+    replay: share of the frames drawn from the replay set inside the base, so that it is not forgotten; none unless asked for.
+    config: further sections as for ``train``, a mapping or a file; arguments that are given win.
 
     Raises
     ------
@@ -78,24 +78,35 @@ def finetune(
     """
     values: dict[str, Any] = dict(read_values(config) if isinstance(config, str | Path) else config or {})
     where = str(config) if isinstance(config, str | Path) else "fine-tuning"
-    parts = {"train": _paths(data), "valid": valid if isinstance(valid, float) else _paths(valid), "test": _paths(test)}
-    values["data"] = {**(values.get("data") or {}), **{name: part for name, part in parts.items() if part is not None}}
-    given = {"base": str(base), "method": method, "level": level, "new_level": new_level, "replay": replay or None}
-    values["finetune"] = {**(values.get("finetune") or {}), **{k: v for k, v in given.items() if v is not None}}
-    chosen = {k: v for k, v in (("steps", steps), ("learning_rate", learning_rate)) if v is not None}
+    share = float(valid) if isinstance(valid, int | float) else _paths(valid)
+    parts = {"train": _paths(data), "valid": share, "test": _paths(test)}
+    values["data"] = {**(values.get("data") or {}), **_given(parts)}
+    asked = {"base": str(base), "method": method, "level": level, "new_level": new_level, "replay": replay}
+    values["finetune"] = {**(values.get("finetune") or {}), **_given(asked)}
+    chosen = _given({"steps": steps, "learning_rate": learning_rate})
     values["training"] = {**(values.get("training") or {}), **chosen}
-    if (Path(output) / "config.yaml").exists():
+    folder = None if output is None else str(output)
+    values = {"output": "finetuned", **values, **_given({"output": folder, "seed": seed})}
+    complete = config_from(values, where)
+    if (Path(complete.output) / "config.yaml").exists():
         raise UserError(
-            f"{output}: already holds a run; choose another --output, or continue it with  "
-            f"dpa1 train {Path(output) / 'config.yaml'} --resume"
+            f"{complete.output}: already holds a run; choose another --output, or continue it with  "
+            f"dpa1 train {Path(complete.output) / 'config.yaml'} --resume"
         )
-    return train(config_from({**values, "output": str(output), "seed": seed}, where), quiet=quiet)
+    return train(complete, quiet=quiet)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _paths(given: Paths | None) -> list[str] | None:
     if given is None:
         return None
-    return [os.fspath(given)] if isinstance(given, str | os.PathLike) else [os.fspath(path) for path in given]
+    try:
+        return [os.fspath(given)] if isinstance(given, str | os.PathLike) else [os.fspath(path) for path in given]
+    except TypeError:
+        raise UserError("data are named by paths; write frames to a file first, as ase.io.write does") from None
 
 
 def report(outcome: Outcome, sections: Sequence[Section] = (), name: str = "report.html") -> str:

@@ -37,6 +37,17 @@ def test_finetune_needs_no_configuration(capsys, base, data, tmp_path):
     assert (tmp_path / "out" / "report.html").exists()
 
 
+def test_finetune_takes_a_fraction_and_leaves_replay_out(capsys, base, data, tmp_path):
+    (tmp_path / "settings.yaml").write_text(f"output: {tmp_path / 'there'}\nfinetune: {{replay: 0.2}}\n")
+    done = call(capsys, "finetune", base, data, "--config", tmp_path / "settings.yaml", "--no-replay", "--valid", 0.25,
+                "--steps", 2)  # fmt: skip
+    assert done.code == 0, done.err
+    assert "validation: 3 frames" in done.out
+    assert (tmp_path / "there" / "model.dpa1").exists()
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    assert_refused(call(capsys, "finetune", base, data, "--config", tmp_path / "list.yaml"), "holds no sections")
+
+
 def test_finetune_refuses(capsys, base, data, tmp_path):
     out = ("--output", tmp_path / "out")
     assert_refused(call(capsys, "finetune", base, data, *out, "--level", "r2scan"), "r2scan", "emt")
@@ -78,6 +89,13 @@ def test_distill_refuses(tmp_path):
     with pytest.raises(RunError, match="frame 4: the teacher failed"):
         distill(EMT(), frames, output=tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_show_fits_a_terminal(capsys, tmp_path):
+    save_model(small(("pbe", "r2scan", "a-level-with-a-long-name")), tmp_path / "three.dpa1")
+    done = call(capsys, "show", tmp_path / "three.dpa1")
+    assert "1.000000" in done.out
+    assert "… and the levels r2scan, a-level-with-a-long-name: see --json" in done.out
 
 
 def test_show_counts_the_replay_set(capsys, base, tmp_path):

@@ -8,6 +8,7 @@ from ase.io import write
 import dpa1
 from dpa1.batch import make_batch
 from dpa1.config.model import ModelConfig
+from dpa1.config.run import load_config
 from dpa1.data.read import read
 from dpa1.errors import UserError
 from dpa1.frames import from_ase
@@ -15,6 +16,7 @@ from dpa1.model.adapt import adapt, parents
 from dpa1.model.file import load_model, save_model, version_of
 from dpa1.model.potential import Potential
 from dpa1.model.replay import attach_replay
+from dpa1.training.defaults import steps_for
 from dpa1.training.finetune import _measured
 from dpa1.training.residual_bias import fit_shift
 from tests.training.toy import MODEL, emt_frames
@@ -286,6 +288,9 @@ def test_bad_input(base, data, tmp_path):
     save_model(small(exclude_elements=("Cu",)), tmp_path / "without.dpa1")
     refused("leaves Cu out of its energy", **{**given, "base": tmp_path / "without.dpa1"})
     refused("method", **{**given, "method": "most"})
+    refused("rank belongs to method: lora", **{**given, "method": "full", "config": {"finetune": {"rank": 3}}})
+    refused("write frames to a file first", **{**given, "data": frames_of(3)})
+    refused("data.valid", **{**given, "valid": 0})
     refused("no such file", **{**given, "base": tmp_path / "none.dpa1"})
 
 
@@ -295,6 +300,35 @@ def test_defaults_follow_the_amount_of_data(base, tmp_path):
     text = (result.folder / "train.log").read_text()
     assert "method: full, because 36 training frames are enough" in text
     assert result.valid["n_frames"] == 4
+
+
+def test_arguments_win_over_the_configuration_only_where_they_are_given(base, data, tmp_path):
+    config = {**QUICK, "seed": 7, "output": str(tmp_path / "there"), "finetune": {"replay": 0.3, "level": "emt"}}
+    result, tuned = tune(base, data, tmp_path, config=config, output=None)
+    assert result.folder == tmp_path / "there"
+    written = load_config(result.folder / "config.yaml")
+    assert (written.seed, written.finetune.replay, written.finetune.level) == (7, 0.3, "emt")
+    assert tuned.levels == ("emt", "finetuned")
+    result, tuned = tune(base, data, tmp_path, config=config, seed=3, replay=0.0)
+    assert result.folder == tmp_path / "out"
+    written = load_config(result.folder / "config.yaml")
+    assert (written.seed, written.finetune.replay) == (3, 0.0)
+    assert tuned.levels == ("emt",)
+
+
+def test_frames_of_the_replay_set_are_no_test_of_a_model_that_is_trained_on_them(base, data, tmp_path):
+    write(tmp_path / "seen.xyz", [*emt_frames(2, seed=9), *emt_frames(3, seed=7)])
+    given = {"base": base, "data": data, "output": tmp_path / "out", "replay": 0.3}
+    refused("3 of 5 test frames", "replay set", **{**given, "test": tmp_path / "seen.xyz"})
+    refused("3 of 5 validation frames", "replay set", **{**given, "valid": tmp_path / "seen.xyz"})
+    result, _ = tune(base, data, tmp_path, test=tmp_path / "seen.xyz")
+    assert "note: the base was trained on 3 of the 5 test frames" in (result.folder / "train.log").read_text()
+
+
+def test_steps_are_whole_numbers():
+    found = [steps_for(frames) for frames in (1, 10, 100, 1000, 10_000, 10**6)]
+    assert found == [400, 600, 2000, 6300, 20_000, 20_000]
+    assert all(isinstance(steps, int) for steps in found)
 
 
 def test_nothing_is_overwritten(base, data, tmp_path):

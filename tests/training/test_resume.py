@@ -80,7 +80,7 @@ def test_sigterm_writes_a_checkpoint_and_says_so(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "continue with --resume" in errors
+    assert f"dpa1 train {tmp_path / 'run/config.yaml'} --resume" in errors
     path = latest(tmp_path / "run/checkpoints")
     assert path is not None
     assert path.name in errors

@@ -13,7 +13,7 @@ import typer
 
 from dpa1 import __version__
 from dpa1.cli.terminal import forget_trace_folder, write_trace
-from dpa1.errors import RunError, UserError
+from dpa1.errors import InterruptedRunError, RunError, UserError
 from dpa1.kernels.allocator import keep_freed_memory
 
 VERBS = ("train", "finetune", "distill", "evaluate", "data", "md", "relax", "show", "elements", "convert", "doctor")
@@ -54,6 +54,8 @@ def main() -> None:
         app()
     except UserError as error:
         _stop(f"Error: {error}", 2)
+    except InterruptedRunError as error:
+        _stop(f"Stopped: {error}", 1)
     except RunError as error:
         _stop(f"Failed: {error}\nFull trace: {write_trace(error)}", 1)
     except Exception as error:

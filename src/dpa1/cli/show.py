@@ -49,28 +49,20 @@ def show_command(
         for line in card_lines(card["card"]):
             console.print(line, markup=False, soft_wrap=True)
         console.print(card_table(card["card"]))
-    table = Table(title="energy of an isolated atom, eV", title_justify="left")
+    level, *others = card["levels"]
+    of = f", level {level}" if others else ""
+    table = Table(title=f"energy of an isolated atom, eV{of}", title_justify="left")
     table.add_column("element")
-    for level in card["levels"]:
-        table.add_column(f"energy bias ({level})", justify="right")
-        table.add_column("+ network", justify="right")
-    rows = [
-        (
-            symbol,
-            *(
-                f"{row[key]:.6f}"
-                for level in card["levels"]
-                for row in [card["energies"][level][symbol]]
-                for key in row
-            ),
-        )
-        for symbol in card["elements"]
-    ]
-    for row in rows[:SHOWN]:
-        table.add_row(*row)
+    for title in ("energy bias", "+ network"):
+        table.add_column(title, justify="right")
+    for symbol in card["elements"][:SHOWN]:
+        table.add_row(symbol, *(f"{value:.6f}" for value in card["energies"][level][symbol].values()))
     console.print(table)
-    if len(rows) > SHOWN:
-        console.print(f"… and {len(rows) - SHOWN} more elements: see --json")
+    more = len(card["elements"]) - SHOWN
+    left = [f"{more} more elements"] if more > 0 else []
+    left += [f"the {'levels' if len(others) > 1 else 'level'} {', '.join(others)}"] if others else []
+    if left:
+        console.print(f"… and {' and '.join(left)}: see --json")
 
 
 def card_lines(card: dict[str, Any]) -> list[str]:

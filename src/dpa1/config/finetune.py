@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from dpa1.config.base import Section
 
 Method = Literal["full", "heads", "freeze", "lora"]
+RANK = 8
 
 
 class FinetuneConfig(Section):
@@ -24,7 +25,7 @@ class FinetuneConfig(Section):
     """Level of theory of the base to start from; a base that holds several needs it."""
     new_level: str | None = Field(None, min_length=1)
     """What the level of the new data is called; the base's name for it, or ``finetuned`` beside the base's when it has replay."""
-    rank: Annotated[int, Field(gt=0)] = 8
+    rank: Annotated[int, Field(gt=0)] = RANK
     """``lora``: rank of the updates."""
     replay: float = Field(0.0, ge=0, lt=1)
     """Share of the frames drawn that come from the replay set inside the base, so that it is not forgotten; 0: none."""
@@ -34,4 +35,6 @@ class FinetuneConfig(Section):
         given = [key for key in ("digest", "method", "level", "new_level") if getattr(self, key) is not None]
         if self.base is None and (given or self.replay):
             raise ValueError(f"{(given or ['replay'])[0]} needs base, the model to start from")
+        if self.rank != RANK and self.method not in (None, "lora"):
+            raise ValueError(f"rank belongs to method: lora, not to {self.method}")
         return self

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase.io.extxyz import write_extxyz
 
-from dpa1.errors import RunError, UserError
+from dpa1.errors import InterruptedRunError, RunError, UserError
 from dpa1.frames import GPA
 from dpa1.simulate.guard import Guard
 from dpa1.simulate.integrators import conserved_energy, make_integrator, rest, set_velocities, temperature
@@ -139,7 +139,7 @@ class _Run:
                 self._save()
             if stop:
                 self._write_final()
-                raise RunError(
+                raise InterruptedRunError(
                     f"interrupted after step {self.step} of {steps}; continue with --resume --output {self.folder}"
                 )
         self._write_final()

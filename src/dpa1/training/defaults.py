@@ -79,7 +79,7 @@ def method_for(frames: int) -> Method:
 
 def steps_for(frames: int) -> int:
     """Optimizer steps unless they are asked for: 10 frames 600, 100: 2000, 1,000: 6300, from 10,000 on 20000."""
-    return min(20_000, max(400, round(200 * frames**0.5, -2)))
+    return min(20_000, max(400, 100 * round(2 * frames**0.5)))
 
 
 def own_loss(config: RunConfig, train: Dataset, replayed: Dataset | None) -> LossConfig:

@@ -13,9 +13,9 @@ from dpa1.config.run import RunConfig
 from dpa1.data.dataset import Dataset, LevelledDataset, ListDataset, with_entry
 from dpa1.data.loader import Loader
 from dpa1.data.outliers import Dropped
-from dpa1.data.overlap import hold_out
+from dpa1.data.overlap import check_overlap, hold_out, overlap
 from dpa1.data.parts import Parts, open_data
-from dpa1.errors import UserError
+from dpa1.errors import UserError, counted
 from dpa1.model.adapt import adapt, parents
 from dpa1.model.file import digest_of
 from dpa1.model.potential import Potential
@@ -95,6 +95,7 @@ class Finetune:
         self.levels, self.sources, self.target = self._levels(config, checked.levels[0])
         self.new = parents(base, [s for s in checked.elements if s in _symbols(parts)])
         self.data = self._data(checked, replayed)
+        lines += self._known_to_base(config, trained_again=replayed is not None)
         self.config = config
         method = config.finetune.method
         assert method is not None
@@ -140,6 +141,27 @@ class Finetune:
         whole: Dataset = train if replayed is None else with_entry(train, replayed, "replay set")
         elements = (*self.base.elements, *(symbol for symbol in self.new if symbol not in self.base.elements))
         return Data(whole, valid, test, elements, self.levels, checked.dropped, checked.copies)
+
+    def _known_to_base(self, config: RunConfig, trained_again: bool) -> list[str]:
+        """A line on test frames that the base was trained on, as far as its replay set tells.
+
+        Raises
+        ------
+        UserError
+            when they are trained on again, and for such validation files.
+        """
+        if not self.base.replay:
+            return []
+        replay, test = LevelledDataset(ListDataset(self.base.replay), self.target), self.data.test
+        if trained_again and self.data.valid is not None and isinstance(config.data.valid, tuple):
+            check_overlap(replay, self.data.valid, "validation")
+        if test is None:
+            return []
+        if trained_again:
+            check_overlap(replay, test, "test")
+        known = len(overlap(replay, test))
+        what = f"{known} of the {counted(len(test), 'test frame')}"
+        return [f"note: the base was trained on {what}, which its replay set holds"] if known else []
 
     def _said(self) -> list[str]:
         base = self.base

@@ -17,7 +17,7 @@ from dpa1.batch import Batch
 from dpa1.config.run import RunConfig
 from dpa1.data.dataset import Dataset
 from dpa1.data.loader import Loader
-from dpa1.errors import RunError
+from dpa1.errors import InterruptedRunError
 from dpa1.frames import Frame
 from dpa1.model.file import save_model
 from dpa1.model.metrics import Metrics
@@ -119,9 +119,9 @@ class Trainer:
                     if outcome.stop or state.step % self.checkpoint_every == 0 or state.step == steps or enough:
                         self.save()
                     if outcome.stop and state.step < steps:
-                        raise RunError(
-                            f"stopped by a signal after step {state.step}; {self._saved} holds everything, "
-                            "continue with --resume"
+                        raise InterruptedRunError(
+                            f"a signal came, so the run ended after step {state.step}; {self._saved} holds everything, continue "
+                            f"with  dpa1 train {self.folder / 'config.yaml'} --resume"
                         )
                 if enough:
                     self.report.say(f"no better model for {self.config.patience} validations: stopped early")
