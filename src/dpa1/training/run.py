@@ -284,9 +284,10 @@ def _describe(data: Data, config: RunConfig, report: Report) -> None:
     if data.dropped:
         report.say(summary(data.dropped))
     if data.copies:
+        drawn = "; validation frames were drawn so that none is a copy of a training frame" if data.valid else ""
         report.say(
             f"note: {counted(data.copies, 'frame')} of the training data {'is a copy' if data.copies == 1 else 'are copies'} of "
-            "others; validation frames were drawn so that none is a copy of a training frame"
+            f"others{drawn}"
         )
     if len(data.levels) > 1 or len(data.train.entries) > 1:
         report.say(_sources(data, config))
