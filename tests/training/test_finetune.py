@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ase.data import chemical_symbols
 from ase.io import write
 
 import dpa1
@@ -170,13 +171,66 @@ def test_energies_of_another_origin_are_met_by_the_bias(base, tmp_path):
     assert dpa1.evaluate(tuned, read(tmp_path / "new.xyz"))["energy_rmse"] < 3.0
 
 
-def test_what_the_frames_leave_open_stays_with_the_base():
-    counts = np.array([[4.0, 2.0], [8.0, 4.0]])
-    found = fit_shift(counts, counts @ [0.3, 0.3], ("H", "O"), np.array([1.0, 2.0]), {})
+def test_what_the_frames_leave_open_follows_the_mean_shift():
+    counts = np.array([[4.0, 2.0, 0.0], [8.0, 4.0, 0.0]])
+    found = fit_shift(counts, counts @ [0.3, 0.3, 0.0], ("H", "O", "Cu"), np.array([1.0, 2.0, 3.0]), {})
     assert found.fit.rank == 1
-    np.testing.assert_allclose(counts @ found.shift, counts @ [0.3, 0.3], rtol=1e-6)
-    assert abs(found.shift @ [-1, 2]) < 1e-6  # nothing along the direction without data
-    assert "not determined separately: H, O" in found.table()
+    np.testing.assert_allclose(found.shift, [0.3, 0.3, 0.0], atol=1e-6)
+    assert "not determined separately: H, O (rank 1 of 2)" in found.table()
+    assert found.table().count("not by itself") == 2
+
+
+def compositions(rng, frames, elements):
+    """(F, E) counts of cells of 20 atoms that hold five elements each."""
+    return np.array([rng.multinomial(20, rng.permutation([0.2] * 5 + [0.0] * (elements - 5))) for _ in range(frames)])
+
+
+@pytest.mark.parametrize("frames", [2, 8, 31, 32, 64, 300])
+def test_a_refit_does_no_harm_however_few_the_frames(frames):
+    rng = np.random.default_rng(frames)
+    names = chemical_symbols[1:32]
+    before, after = [], []
+    for _ in range(10):
+        truth = rng.normal(-0.1, 0.1, 31)
+        counts, others = compositions(rng, frames, 31), compositions(rng, 200, 31)
+        per_atom = counts @ truth / 20 + rng.normal(0, 0.15, frames)
+        shift = fit_shift(counts, 20 * per_atom, names, np.zeros(31), {}).shift
+        before.append((others @ truth / 20) ** 2)
+        after.append((others @ (truth - shift) / 20) ** 2)
+    assert np.mean(after) < np.mean(before)
+
+
+def test_a_constant_per_atom_is_met_whole():
+    rng = np.random.default_rng(0)
+    counts = compositions(rng, 31, 31)
+    residuals = counts @ rng.normal(0, 0.1, 31) + rng.normal(0, 2.0, 31)
+    small, large = (
+        fit_shift(counts, residuals + constant * 20, chemical_symbols[1:32], np.zeros(31), {})
+        for constant in (0.0, -800.0)
+    )
+    np.testing.assert_allclose(large.shift - small.shift, -800.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [2, 4, 8, 12])
+def test_large_constants_per_element_are_met_as_far_as_the_frames_tell(frames):
+    rng = np.random.default_rng(1)
+    truth, counts = rng.normal(-800, 300, 8), compositions(rng, frames, 8)
+    per_atom = counts @ truth / 20 + rng.normal(0, 0.05, frames)
+    found = fit_shift(counts, 20 * per_atom, chemical_symbols[1:9], np.zeros(8), {})
+    assert found.rms < 0.1
+    between = counts[:-1] + counts[1:]  # of cells made of two of the frames
+    np.testing.assert_allclose(between @ found.shift / 40, between @ truth / 40, atol=0.15)
+    assert ("not by itself" in found.table()) == (frames < 8)
+
+
+def test_a_large_shift_that_rests_on_one_frame_is_pointed_out():
+    rng = np.random.default_rng(2)
+    counts = np.hstack([rng.integers(4, 9, (20, 2)), np.zeros((20, 1))]).astype(float)
+    counts[3, 2] = 4
+    residuals = np.where(np.arange(20) == 3, 500.0, 0.1)
+    found = fit_shift(counts, residuals, ("O", "Fe", "Cs"), np.zeros(3), {})
+    assert "check the energy of the only frame with Cs" in found.table()
+    assert "check the energy" not in fit_shift(counts, 0 * residuals, ("O", "Fe", "Cs"), np.zeros(3), {}).table()
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 1.0])
