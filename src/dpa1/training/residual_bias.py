@@ -18,31 +18,32 @@ SUSPICIOUS = 10.0  # eV; a shift beyond it that rests on a single frame is point
 
 @dataclass(frozen=True)
 class BiasShift:
-    """New minus old energy bias.
+    """What to add to the energy bias.
 
     Attributes
     ----------
-    elements: (E,) symbols.  before, shift: (E,) eV per atom.  fit: ranks, ties and counts of the frames.
+    elements: (E,) symbols.  shift: (E,) eV per atom.  fit: ranks, ties and counts of the frames.
     noise, spread: eV/atom and eV, σ and τ of the fit, which holds the shifts together with the ridge σ²/τ².
-    rms: eV/atom, of what the shift leaves.  new: elements the base did not know.
+    rms: eV/atom, of what the shift leaves.
     """
 
     elements: tuple[str, ...]
-    before: np.ndarray
     shift: np.ndarray
     fit: CompositionFit
     noise: float
     spread: float
     rms: float
-    new: tuple[str, ...]
 
-    def table(self) -> str:
-        """One line per element that the frames hold, then rank, ties and what they mean."""
-        lines = [f"{'element':<8}{'frames':>8}{'base bias (eV)':>16}{'new bias (eV)':>16}  determined"]
-        for (symbol, _, frames, _, remark), old, shift in zip(self.fit.rows(), self.before, self.shift, strict=True):
+    def table(self, before: np.ndarray, after: np.ndarray, new: Sequence[str] = ()) -> str:
+        """One line per element that the frames hold, then rank, ties and what they mean.
+
+        before, after: (E,) eV, the energy bias.  new: elements the base did not know.
+        """
+        lines = [f"{'element':<8}{'frames':>8}{'before (eV)':>16}{'after (eV)':>16}  determined"]
+        for (symbol, _, frames, _, remark), old, now in zip(self.fit.rows(), before, after, strict=True):
             if frames or symbol in self.fit.fixed:
-                start = "–" if symbol in self.new else f"{old:.4f}"
-                lines.append(f"{symbol:<8}{frames:>8}{start:>16}{old + shift:>16.4f}  {remark or 'yes'}")
+                start = "–" if symbol in new else f"{old:.4f}"
+                lines.append(f"{symbol:<8}{frames:>8}{start:>16}{now:>16.4f}  {remark or 'yes'}")
         free = len(self.elements) - len(self.fit.absent) - len(self.fit.fixed)
         lines.append(
             f"rank {self.fit.rank} of {free}, ridge {(self.noise / self.spread) ** 2:.1e} (noise {1e3 * self.noise:.3g} "
@@ -76,9 +77,7 @@ def fit_shift(
     counts: np.ndarray,
     residuals: np.ndarray,
     elements: Sequence[str],
-    before: np.ndarray,
     fixed: Mapping[str, float],
-    new: Sequence[str] = (),
 ) -> BiasShift:
     """Bayesian linear regression of residuals per atom on composition: shifts that scatter around a common one.
 
@@ -89,7 +88,7 @@ def fit_shift(
     Parameters
     ----------
     counts: (F, E) atoms of each element.  residuals: (F,) eV, label − prediction.
-    before: (E,) eV, the present bias.  fixed: element → shift that is given.  new: elements the base did not know.
+    fixed: element → shift that is given.
     """
     fit = fit_composition((counts, residuals), elements, fixed=fixed)
     share = counts / counts.sum(1, keepdims=True)
@@ -100,7 +99,7 @@ def fit_shift(
     rest = target - share[:, held] @ shift[held]
     shift[free], noise, spread = _regress(share[:, free], rest)
     rms = float(np.sqrt(((target - share @ shift) ** 2).mean()))
-    return BiasShift(tuple(elements), before, shift, fit, noise, spread, rms, tuple(new))
+    return BiasShift(tuple(elements), shift, fit, noise, spread, rms)
 
 
 def _regress(share: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float, float]:
@@ -122,8 +121,8 @@ def _most_probable_scales(s: np.ndarray, along: np.ndarray, left: float, frames:
     """σ and τ of largest evidence (MacKay, Neural Comput. 4, 415 (1992)), with a log-normal prior of σ.
 
     The mean shift is integrated out. Of the components of the data along the left singular vectors each is
-    N(0, τ² s_k² + σ²), the others are N(0, σ²);
-    that is defined however few the frames are, other than a noise from their residual.
+    N(0, τ² s_k² + σ²), the others are N(0, σ²); that is defined however few the frames are, other than a noise from
+    their residual.
 
     Parameters
     ----------
