@@ -132,9 +132,7 @@ def _changes(outcome: Outcome) -> list[Section]:
         return []
     new = [f"The new element {symbol} started from {parent}." for symbol, parent in change.new.items()]
     tables = [
-        error_table(
-            {"base, energy bias refitted": change.before[part], "fine-tuned": change.after[part]}, f"{name} data"
-        )
+        error_table({change.start: change.before[part], "fine-tuned": change.after[part]}, f"{name} data")
         for part, name in (("valid", "Validation"), ("test", "Test"))
         if change.after.get(part)
     ]

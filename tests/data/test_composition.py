@@ -42,10 +42,16 @@ def test_what_water_and_salt_leave_open():
     assert fit.tied == (("H", "O"), ("Na", "Cl"))
     assert fit.bias[4] == pytest.approx(-1.5)
     assert fit.rms == pytest.approx(0.0, abs=1e-9)
-    assert "H, O; Na, Cl" in fit.sentence()
-    assert "only its sum with O" in fit.table()
+    assert "H, O (rank 1 of 2); Na, Cl (rank 1 of 2)" in fit.sentence()
+    assert fit.table().count("not by itself") == 4
     # the water energy is shared evenly
     assert fit.bias[0] == pytest.approx(fit.bias[1], abs=2.0)
+
+
+def test_a_tied_group_may_be_known_in_more_than_one_combination():
+    fit = fit_composition((np.array([[1, 1, 0, 0, 2], [0, 0, 1, 1, 2]]), np.ones(2)), ["H", "O", "Na", "Cl", "Ar"])
+    assert fit.tied == (("H", "O", "Na", "Cl", "Ar"),)
+    assert fit.tied_ranks == (2,)
 
 
 def test_isolated_atoms_decide():

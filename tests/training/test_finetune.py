@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import chemical_symbols
 from ase.io import write
 
 import dpa1
@@ -172,13 +175,69 @@ def test_energies_of_another_origin_are_met_by_the_bias(base, tmp_path):
     assert dpa1.evaluate(tuned, read(tmp_path / "new.xyz"))["energy_rmse"] < 3.0
 
 
-def test_what_the_frames_leave_open_stays_with_the_base():
-    counts = np.array([[4.0, 2.0], [8.0, 4.0]])
-    found = fit_shift(counts, counts @ [0.3, 0.3], ("H", "O"), np.array([1.0, 2.0]), {})
+def table(found):
+    return found.table(np.zeros(len(found.elements)), found.shift)
+
+
+def test_what_the_frames_leave_open_follows_the_mean_shift():
+    counts = np.array([[4.0, 2.0, 0.0], [8.0, 4.0, 0.0]])
+    found = fit_shift(counts, counts @ [0.3, 0.3, 0.0], ("H", "O", "Cu"), {})
     assert found.fit.rank == 1
-    np.testing.assert_allclose(counts @ found.shift, counts @ [0.3, 0.3], rtol=1e-6)
-    assert abs(found.shift @ [-1, 2]) < 1e-6  # nothing along the direction without data
-    assert "not determined separately: H, O" in found.table()
+    np.testing.assert_allclose(found.shift, [0.3, 0.3, 0.0], atol=1e-6)
+    assert "not determined separately: H, O (rank 1 of 2)" in table(found)
+    assert table(found).count("not by itself") == 2
+
+
+def compositions(rng, frames, elements):
+    """(F, E) counts of cells of 20 atoms that hold five elements each."""
+    return np.array([rng.multinomial(20, rng.permutation([0.2] * 5 + [0.0] * (elements - 5))) for _ in range(frames)])
+
+
+@pytest.mark.parametrize("frames", [2, 8, 31, 32, 64, 300])
+def test_a_refit_does_no_harm_however_few_the_frames(frames):
+    rng = np.random.default_rng(frames)
+    names = chemical_symbols[1:32]
+    before, after = [], []
+    for _ in range(10):
+        truth = rng.normal(-0.1, 0.1, 31)
+        counts, others = compositions(rng, frames, 31), compositions(rng, 200, 31)
+        per_atom = counts @ truth / 20 + rng.normal(0, 0.15, frames)
+        shift = fit_shift(counts, 20 * per_atom, names, {}).shift
+        before.append((others @ truth / 20) ** 2)
+        after.append((others @ (truth - shift) / 20) ** 2)
+    assert np.mean(after) < np.mean(before)
+
+
+def test_a_constant_per_atom_is_met_whole():
+    rng = np.random.default_rng(0)
+    counts = compositions(rng, 31, 31)
+    residuals = counts @ rng.normal(0, 0.1, 31) + rng.normal(0, 2.0, 31)
+    small, large = (
+        fit_shift(counts, residuals + constant * 20, chemical_symbols[1:32], {}) for constant in (0.0, -800.0)
+    )
+    np.testing.assert_allclose(large.shift - small.shift, -800.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [2, 4, 8, 12])
+def test_large_constants_per_element_are_met_as_far_as_the_frames_tell(frames):
+    rng = np.random.default_rng(1)
+    truth, counts = rng.normal(-800, 300, 8), compositions(rng, frames, 8)
+    per_atom = counts @ truth / 20 + rng.normal(0, 0.05, frames)
+    found = fit_shift(counts, 20 * per_atom, chemical_symbols[1:9], {})
+    assert found.rms < 0.1
+    between = counts[:-1] + counts[1:]  # of cells made of two of the frames
+    np.testing.assert_allclose(between @ found.shift / 40, between @ truth / 40, atol=0.15)
+    assert ("not by itself" in table(found)) == (frames < 8)
+
+
+def test_a_large_shift_that_rests_on_one_frame_is_pointed_out():
+    rng = np.random.default_rng(2)
+    counts = np.hstack([rng.integers(4, 9, (20, 2)), np.zeros((20, 1))]).astype(float)
+    counts[3, 2] = 4
+    residuals = np.where(np.arange(20) == 3, 500.0, 0.1)
+    found = fit_shift(counts, residuals, ("O", "Fe", "Cs"), {})
+    assert "check the energy of the only frame with Cs" in table(found)
+    assert "check the energy" not in table(fit_shift(counts, 0 * residuals, ("O", "Fe", "Cs"), {}))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 1.0])
@@ -186,8 +245,38 @@ def test_what_the_frames_determine_is_met_however_noisy_they_are(noise):
     rng = np.random.default_rng(0)
     counts = rng.integers(20, 60, (23, 1)).astype(float)
     per_atom = -0.35 + noise * rng.normal(size=23)
-    found = fit_shift(counts, per_atom * counts[:, 0], ("Ge",), np.zeros(1), {})
+    found = fit_shift(counts, per_atom * counts[:, 0], ("Ge",), {})
     assert found.shift[0] == pytest.approx(per_atom.mean(), rel=2e-3)
+
+
+def test_the_table_shows_the_bias_before_and_after(base, data, tmp_path):
+    isolated = Atoms("Cu", positions=[[0, 0, 0]])
+    isolated.calc = SinglePointCalculator(isolated, energy=-7.25)
+    write(tmp_path / "atom.xyz", [*emt_frames(6), isolated])
+    for source, config, expected in (
+        (data, {**QUICK["training"], "energy_bias": {"Cu": -3.5}}, "-3.5000  given"),
+        (tmp_path / "atom.xyz", QUICK["training"], "  given"),
+    ):
+        result, tuned = tune(base, source, tmp_path, config={"training": config}, output=tmp_path / source.stem)
+        text = (result.folder / "train.log").read_text()
+        first, last = (line[line.index("  Cu ") :] for line in text.splitlines() if "  Cu  " in line)
+        assert first.split()[2] == f"{load_model(base).energy_bias[0, 1]:.4f}"
+        assert last.split()[3] == f"{tuned.energy_bias[0, 1]:.4f}"
+        assert first.endswith(expected)
+        assert last.endswith(expected)
+
+
+def test_without_energies_the_base_is_not_called_refitted(base, tmp_path):
+    frames = emt_frames(6)
+    for atoms in frames:
+        atoms.calc.results = {"forces": atoms.calc.results["forces"]}
+    write(tmp_path / "forces.xyz", frames)
+    write(tmp_path / "test.xyz", emt_frames(2, seed=9))
+    result, _ = tune(base, tmp_path / "forces.xyz", tmp_path, test=tmp_path / "test.xyz", steps=1)
+    text = (result.folder / "train.log").read_text()
+    assert "it stays as it is" in text
+    assert "bias refitted" not in text
+    assert "bias refitted" not in (result.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_fewer_frames_than_elements_is_said(tmp_path, base):

@@ -276,9 +276,8 @@ def _energies(dataset: Dataset, result: CheckResult) -> None:
         )
     if fit.tied:
         result.warnings.append(
-            "the compositions do not determine every element's energy: "
-            + "; ".join(", ".join(group) for group in fit.tied)
-            + " only together; relative energies of other compositions will be arbitrary"
+            f"the compositions do not determine every element's energy: {fit.groups()} not by themselves; "
+            "relative energies of other compositions will be arbitrary"
         )
 
 

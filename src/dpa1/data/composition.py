@@ -26,6 +26,7 @@ class CompositionFit:
     elements: (E,) symbols.  bias: (E,) eV per atom; where several fit equally well, those nearest to the mean energy per atom.
     rank: number of independent combinations the frames determine (E when nothing is tied).
     tied: groups of elements whose biases cannot be told apart, e.g. (("H", "O"),) for water alone.
+    tied_ranks: of each such group, how many independent combinations the frames determine.
     absent: elements without any frame; their bias is 0.
     fixed: elements whose bias was given.
     rms: eV/atom, of the residuals.  frames: number of frames with an energy.
@@ -36,6 +37,7 @@ class CompositionFit:
     bias: np.ndarray
     rank: int
     tied: tuple[tuple[str, ...], ...]
+    tied_ranks: tuple[int, ...]
     absent: tuple[str, ...]
     fixed: tuple[str, ...]
     rms: float
@@ -53,10 +55,7 @@ class CompositionFit:
     def rows(self) -> list[tuple[str, int, int, float, str]]:
         """(element, atoms, frames, bias, remark) per element, for a table."""
         remarks = dict.fromkeys(self.absent, "no frame has it") | dict.fromkeys(self.fixed, "given")
-        for group in self.tied:
-            for element in group:
-                others = ", ".join(e for e in group if e != element)
-                remarks[element] = f"only its sum with {others} is determined" if others else "not determined"
+        remarks |= dict.fromkeys((element for group in self.tied for element in group), "not by itself")
         return [
             (e, int(self.atoms[i]), int(self.occurrences[i]), float(self.bias[i]), remarks.get(e, ""))
             for i, e in enumerate(self.elements)
@@ -73,11 +72,15 @@ class CompositionFit:
         free = len(self.elements) - len(self.absent) - len(self.fixed)
         text = f"rank {self.rank} of {free}, residual {1e3 * self.rms:.1f} meV/atom over {self.frames} frames"
         if self.tied:
-            groups = "; ".join(", ".join(group) for group in self.tied)
             text += (
-                f"; not determined separately: {groups} (add frames of another composition, or their isolated atoms)"
+                f"; not determined separately: {self.groups()}; add frames of another composition, or isolated atoms"
             )
         return text
+
+    def groups(self) -> str:
+        """The tied groups, e.g. "H, O (rank 1 of 2)"."""
+        pairs = zip(self.tied, self.tied_ranks, strict=True)
+        return "; ".join(f"{', '.join(group)} (rank {rank} of {len(group)})" for group, rank in pairs)
 
 
 def fit_composition(
@@ -124,13 +127,13 @@ def fit_composition(
         frames += len(counts)
     if frames == 0:
         raise UserError("no frame has an energy, so there are no energies per element to fit; name the energy key")
-    bias, rank, tied = _solve(names, normal, right, atoms, ridge, dict(fixed or {}))
+    bias, rank, tied, ranks = _solve(names, normal, right, atoms, ridge, dict(fixed or {}))
     # A second pass: differences of large sums would lose the residual.
     squared = sum(float(((target - share @ bias) ** 2).sum()) for _, share, target in _labelled(chunks()))
     held = dict(fixed or {})
     absent = tuple(e for e, a in zip(names, atoms, strict=True) if a == 0 and e not in held)
     return CompositionFit(
-        names, bias, rank, tied, absent, tuple(e for e in names if e in held), float(np.sqrt(squared / frames)), frames,
+        names, bias, rank, tied, ranks, absent, tuple(e for e in names if e in held), float(np.sqrt(squared / frames)), frames,
         atoms.astype(np.int64), occurrences.astype(np.int64),
     )  # fmt: skip
 
@@ -153,23 +156,23 @@ def _solve(
     atoms: np.ndarray,
     ridge: float,
     fixed: dict[str, float],
-) -> tuple[np.ndarray, int, tuple[tuple[str, ...], ...]]:
+) -> tuple[np.ndarray, int, tuple[tuple[str, ...], ...], tuple[int, ...]]:
     bias = np.array([fixed.get(e, 0.0) for e in names])
     held = np.array([e in fixed for e in names])
     free = np.flatnonzero((atoms > 0) & ~held)
     if not len(free):
-        return bias, 0, ()
+        return bias, 0, (), ()
     matrix = normal[np.ix_(free, free)]
     vector = right[free] - normal[np.ix_(free, np.flatnonzero(held))] @ bias[held]
     start = float(vector @ np.ones(len(free)) / matrix.sum())
     values = np.linalg.eigvalsh(_scaled(matrix))
     rank = int((values > _TOLERANCE * values[-1]).sum())
-    tied = _ties(matrix, [names[i] for i in free])
+    tied, ranks = _ties(matrix, [names[i] for i in free])
     rest = vector - matrix.sum(1) * start
     matrix = matrix + ridge * np.trace(matrix) / len(free) * np.eye(len(free))
     root = np.sqrt(np.diag(matrix))
     bias[free] = start + np.linalg.pinv(_scaled(matrix), rcond=_TOLERANCE, hermitian=True) @ (rest / root) / root
-    return bias, rank, tuple(tied)
+    return bias, rank, tied, ranks
 
 
 def _scaled(matrix: np.ndarray) -> np.ndarray:
@@ -178,8 +181,8 @@ def _scaled(matrix: np.ndarray) -> np.ndarray:
     return matrix / np.outer(root, root)
 
 
-def _ties(matrix: np.ndarray, names: list[str]) -> list[tuple[str, ...]]:
-    """Groups of elements connected by the null space."""
+def _ties(matrix: np.ndarray, names: list[str]) -> tuple[tuple[tuple[str, ...], ...], tuple[int, ...]]:
+    """Groups of elements connected by the null space, and the rank of each."""
     values, vectors = np.linalg.eigh(_scaled(matrix))
     null = vectors[:, values <= _TOLERANCE * values[-1]]
     projector = np.abs(null @ null.T)
@@ -190,7 +193,8 @@ def _ties(matrix: np.ndarray, names: list[str]) -> list[tuple[str, ...]]:
             groups.remove(group)
             mates |= group
         groups.append(mates)
-    return [tuple(names[k] for k in sorted(group)) for group in groups]
+    ranks = [len(group) - round(float(np.diag(projector)[list(group)].sum())) for group in groups]
+    return tuple(tuple(names[k] for k in sorted(group)) for group in groups), tuple(ranks)
 
 
 def _chunks(table: FrameTable, names: tuple[str, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from dpa1.data.composition import fit_composition
 from dpa1.data.dataset import Dataset
+from dpa1.data.table import FrameTable
 from dpa1.errors import UserError
 
 
@@ -37,7 +38,8 @@ def drop_outliers(
     ----------
     max_force: eV/Å, length of the force on an atom.
     max_residual: eV/atom, |energy − composition fit| per atom. The fit is that of the frame's level of theory, repeated
-        without the farthest frames until all that are left are within the limit, so that outliers do not bend it.
+        without the farthest frames until all that are left are within the limit, so that outliers do not bend it; then
+        with those that are within the limit of that fit.
 
     Raises
     ------
@@ -74,19 +76,57 @@ def _largest_forces(dataset: Dataset) -> Iterator[tuple[int, float]]:
 
 
 def _residuals(dataset: Dataset, places: np.ndarray, limit: float) -> list[tuple[int, float]]:
-    """(frame, signed residual) of the frames beyond ``limit``."""
-    found: list[tuple[int, float]] = []
-    while len(places):
-        table = dataset.table.take(places)
-        residuals = fit_composition(table).residuals(table)
-        size = np.abs(residuals)
+    """(frame, signed residual) of the frames beyond ``limit`` of the fit to the others.
+
+    An early fit that outliers bend may drop good frames; those come back until the fit has room for no more.
+    """
+    table = dataset.table.take(places)
+    residuals = np.zeros(len(table))
+    keep = _within(table, np.ones(len(table), dtype=bool), residuals, limit)
+    while keep.any() and not keep.all():
+        near = _judge(table, keep, residuals, limit)
+        values = residuals.copy()
+        grown = _within(table, keep | near, values, limit)
+        if grown.sum() <= keep.sum():
+            break
+        keep, residuals = grown, values
+    return [(int(places[k]), float(residuals[k])) for k in np.flatnonzero(~keep)]
+
+
+def _judge(table: FrameTable, keep: np.ndarray, residuals: np.ndarray, limit: float) -> np.ndarray:
+    """(F,) which frames outside ``keep`` are within the limit of its fit; sets the ``residuals`` of those it can judge.
+
+    An element that only frames outside hold counts with the mean energy per atom. That may show which of the few frames
+    that hold it is right, but is no residual to report.
+    """
+    places, kept = np.flatnonzero(~keep), table.take(np.flatnonzero(keep))
+    out = table.take(places)
+    strange = ~np.isin(out.z, kept.z)
+    unknown = np.bincount(out.owner(), weights=strange * out.count, minlength=len(out)) / out.n_atoms
+    fit = fit_composition(kept, table.elements)
+    found = fit.residuals(out) - unknown * (kept.energy / kept.n_atoms).mean()
+    known = unknown == 0
+    residuals[places[known]] = found[known]
+    near = np.zeros(len(table), dtype=bool)
+    near[places] = np.abs(found) <= limit
+    return near
+
+
+def _within(table: FrameTable, keep: np.ndarray, residuals: np.ndarray, limit: float) -> np.ndarray:
+    """(F,) which of the frames in ``keep`` are within the limit of their own fit; ``residuals`` of the others are set."""
+    keep = keep.copy()
+    while keep.any():
+        places = np.flatnonzero(keep)
+        kept = table.take(places)
+        found = fit_composition(kept).residuals(kept)
+        size = np.abs(found)
         # Only the farthest at once: the others may lie within the limit of the fit without these.
         beyond = (size > limit) & (size >= 0.5 * size.max())
         if not beyond.any():
             break
-        found += [(int(i), float(r)) for i, r in zip(places[beyond], residuals[beyond], strict=True)]
-        places = places[~beyond]
-    return found
+        residuals[places[beyond]] = found[beyond]
+        keep[places[beyond]] = False
+    return keep
 
 
 def _entry(dataset: Dataset, i: int, quantity: str, value: float, limit: float, unit: str) -> Dropped:

@@ -39,7 +39,8 @@ class Change:
     Attributes
     ----------
     base: name of the base.  method: what learned.  new: new element → element it started from.
-    before, after: part (valid, test) → errors of the base with its energy bias refitted, and of the finished model.
+    start: what is compared with: the base, with its energy bias refitted where there are energies.
+    before, after: part (valid, test) → errors of ``start`` and of the finished model.
     forgotten: errors on the base's replay set, before and after, both with the base's own energy bias; empty without one.
     lines: the table of energy biases.
     """
@@ -47,6 +48,7 @@ class Change:
     base: str
     method: str
     new: dict[str, str]
+    start: str = "base"
     before: dict[str, dict[str, Any]] = field(default_factory=dict)
     after: dict[str, dict[str, Any]] = field(default_factory=dict)
     forgotten: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -196,10 +198,10 @@ class Finetune:
         """Shift the energy bias of the new level by what the model leaves of the training energies. Returns the table."""
         config, level, data = self.config, self.levels.index(self.target), self.data.train
         title = "energy bias, refitted to the residuals of the model"
+        before = potential.energy_bias[level].cpu().numpy().copy()
         if pins:
             pins.fold(potential)
         given = bias.given_bias(config, self.levels)[level]
-        before = potential.energy_bias[level].cpu().numpy().copy()
         for symbol, value in given.items():
             if symbol not in potential.elements:
                 raise UserError(
@@ -213,9 +215,10 @@ class Finetune:
         places = sample(data.subset(chosen), config.training.statistics_frames, config.seed, bias.SAMPLE_ATOMS)
         counts, residuals = bias.residuals(potential, data, chosen[places], train, world)
         held = dict.fromkeys([*(pins.symbols[level] if pins else ()), *given], 0.0)
-        found = fit_shift(counts, residuals, potential.elements, before, held, tuple(self.new))
+        found = fit_shift(counts, residuals, potential.elements, held)
         potential.energy_bias[level] += torch.from_numpy(found.shift).to(potential.energy_bias)
-        return f"{title}\n{found.table()}"
+        self.change.start = "base, bias refitted"
+        return f"{title}\n{found.table(before, potential.energy_bias[level].cpu().numpy(), tuple(self.new))}"
 
     def begin(self, potential: Potential, train: Loader, pins: bias.Pins | None, world: World,
               valid: tuple[Loader, list[np.ndarray]] | None) -> str:  # fmt: skip
@@ -280,7 +283,7 @@ def table(change: Change) -> str:
     rows: list[tuple[str, str, dict[str, Any]]] = []
     for part, title in (("valid", "validation"), ("test", "test")):
         if change.after.get(part):
-            rows += [(title, "base, bias refitted", change.before[part]), ("", "fine-tuned", change.after[part])]
+            rows += [(title, change.start, change.before[part]), ("", "fine-tuned", change.after[part])]
     if change.forgotten:
         rows += [("replay set", "base", change.forgotten["before"]), ("", "fine-tuned", change.forgotten["after"])]
     if not rows:
