@@ -19,8 +19,9 @@ from dpa1.model.adapt import adapt, parents
 from dpa1.model.file import load_model, save_model, version_of
 from dpa1.model.potential import Potential
 from dpa1.model.replay import attach_replay
+from dpa1.training import finetune
 from dpa1.training.defaults import steps_for
-from dpa1.training.finetune import _measured
+from dpa1.training.finetune import Change, _measured
 from dpa1.training.residual_bias import fit_shift
 from tests.training.toy import MODEL, emt_frames
 
@@ -412,6 +413,18 @@ def test_frames_of_the_replay_set_are_no_test_of_a_model_that_is_trained_on_them
     refused("3 of 5 validation frames", "replay set", **{**given, "valid": tmp_path / "seen.xyz"})
     result, _ = tune(base, data, tmp_path, test=tmp_path / "seen.xyz")
     assert "note: the base was trained on 3 of the 5 test frames" in (result.folder / "train.log").read_text()
+
+
+@pytest.mark.parametrize(("force", "energy", "named"), [(0.2, 0.1, "force"), (0.05, 9.0, ""), (np.nan, 0.2, "energy")])
+def test_a_worse_model_is_called_worse(force, energy, named):
+    def errors(force, energy):
+        return {"test": {"force_rmse": force, "energy_rmse": energy, "virial_rmse": np.nan, "n_frames": 3}}
+
+    nothing = force if np.isnan(force) else 0.1
+    change = Change("pbe", "lora", {}, before=errors(nothing, 0.1), after=errors(force, energy))
+    said = finetune.table(change)
+    assert ("warning" in said) is bool(named)
+    assert f"test data's {named}" in said or not named
 
 
 def test_steps_are_whole_numbers():

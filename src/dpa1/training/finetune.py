@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -295,7 +296,23 @@ def table(change: Change) -> str:
         lines.append(f"{title:<12}{who:<22}{errors['n_frames']:>8}{cells}")
     if change.forgotten:
         lines.append("replay set: frames the base was trained on, with the base's energy bias")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_worse(change)])
+
+
+def _worse(change: Change) -> list[str]:
+    """A line for each part of the data on which fine-tuning made forces, or energies where there are none, worse."""
+    lines = []
+    for part, title in (("valid", "validation"), ("test", "test")):
+        after, before = change.after.get(part) or {}, change.before.get(part) or {}
+        for quantity in ("force_rmse", "energy_rmse"):
+            if after.get(quantity, math.nan) == after.get(quantity, math.nan):
+                if after[quantity] > before[quantity]:
+                    lines.append(
+                        f"warning: the {title} data's {quantity.partition('_')[0]} error is larger than the base's: the training "
+                        "frames are too few or too unlike them; add frames like them, or take fewer steps"
+                    )
+                break
+    return lines
 
 
 def _cell(value: float) -> str:
