@@ -24,7 +24,7 @@ def refit_bias(potential: Potential, data: Path) -> None:
         sources = [source.name for source in SOURCES if source.level == level and not source.misfit]
         counts, residuals = _residuals(potential, [data / "train" / f"{name}.xyz.gz" for name in sources], level)
         place = potential.levels.index(level)
-        found = fit_shift(counts, residuals, potential.elements, potential.energy_bias[place].numpy(), {})
+        found = fit_shift(counts, residuals, potential.elements, {})
         potential.energy_bias[place] += torch.from_numpy(found.shift).to(potential.energy_bias)
 
 
