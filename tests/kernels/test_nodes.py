@@ -37,8 +37,8 @@ def liquid(elements=("O", "H"), edge=6, seed=0):
     return make_frame(numbers, sites + rng.uniform(-0.4, 0.4, sites.shape), cell, True, energy=1.0, forces=forces)
 
 
-def potential(layers, precision, **options):
-    torch.manual_seed(3)
+def potential(layers, precision, seed=3, **options):
+    torch.manual_seed(seed)
     model = Potential(
         ModelConfig(
             elements=("O", "H"), cutoff=5.0, embedding=(12, 24, 48), axis=6, attention_layers=layers, attention_width=16,
@@ -86,6 +86,43 @@ def test_gradients_of_a_step(layers, precision, options, monkeypatch):
     largest = max(float(x.abs().max()) for x in without)
     for a, b in zip(with_nodes, without, strict=True):
         assert float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-3 * largest)
+
+
+def errors(found, exact):
+    """Of forces and of the whole gradient, relative to the largest force and to the gradient's length."""
+    forces = (found[0]["forces"] - exact[0]["forces"]).detach().abs().max() / exact[0]["forces"].detach().abs().max()
+    lengths = [
+        torch.stack([x.double().norm() for x in of]).norm()
+        for of in ([a - b for a, b in zip(found[1], exact[1], strict=True)], exact[1])
+    ]
+    return float(forces), float(lengths[0] / lengths[1])
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("steepness", [1.0, 2.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_nodes_lose_no_digits_in_single_precision(seed, steepness, layers, monkeypatch):
+    """With hundreds of nodes, as two atoms very close take, forces and gradients are as exact as without, up to chance."""
+    counts = []
+
+    def counted(net, place_nodes=nodes.place_nodes):
+        found = place_nodes(net)
+        counts.append(0 if found is None else found.count)
+        return found
+
+    monkeypatch.setattr("dpa1.kernels.embedding.place_nodes", counted)
+    monkeypatch.setattr("dpa1.model.blockwise.CHUNK_SLOTS", 10**5)
+    model, frame = potential(layers, "float32", seed), liquid(("O",), seed=seed)
+    frame.positions[1] = frame.positions[0] + 0.2
+    first = model.descriptor.embedding.layers[0]
+    first.weight.data[0] *= steepness
+    first.bias.data *= steepness
+    with_nodes = gradients(model, frame, monkeypatch, 1)
+    assert max(counts) > 200
+    without = gradients(model, frame, monkeypatch, 10**9)
+    exact = gradients(model.set_precision("float64"), frame, monkeypatch, 10**9)
+    for found, usual in zip(errors(with_nodes, exact), errors(without, exact), strict=True):
+        assert found < 3 * usual + 2e-7
 
 
 def test_step_of_training_uses_them_and_nothing_else(monkeypatch):
