@@ -8,7 +8,7 @@ Fast sibling of ``reference.training_contraction``, see ``nodes``. With G = Σ_m
 a small dense product: the features of pairs, which fill most of the memory and time of a step, are never formed. What comes
 from and goes to a pair are 6 × 4 numbers each of A and of C,
 
-    R̄_ja = Σ_m B_m Ā_ar    s̄_j = − Σ_am R_ja W_m C̄_ar / h    C̄ = P̄ Eᵀ    Ā_ar = Σ_(q ≥ r) C̄_aq,
+    R̄_ja = Σ_m B_m Ā_ar    s̄_j = − Σ_am R_ja W_m C̄_ar / h    C̄ = P̄ Eᵀ    Ā_ar = Σ_q C̄_aq − Σ_(q < r) C̄_aq,
 
 with the weights W of ``slope_weights``. The sum by parts keeps the slopes exact: from differences of rounded Ā, which
 many nodes make small, s̄ would lose one or two digits in float32.
@@ -72,9 +72,8 @@ def _steps(found: Nodes) -> Tensor:
     return torch.cat([table[:, :-1] - table[:, 1:], table[:, -1:]], 1).flatten(0, 1)
 
 
-def _spread(weights: Tensor, values: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
-    """(N · kinds, count, 4): the sum of weights (P, 6) times values (P, 4) at their places (P, 24) of all numbers."""
-    out = values.new_zeros(*shape)
+def _spread(out: Tensor, weights: Tensor, values: Tensor, places: Tensor) -> Tensor:
+    """Add to ``out`` the weights (P, 6) times values (P, 4) at their places (P, 24) among all its numbers."""
     out.view(-1).scatter_add_(0, places.view(-1), (weights.unsqueeze(-1) * values.unsqueeze(1)).view(-1))
     return out
 
@@ -90,8 +89,8 @@ class _Cumulative(torch.autograd.Function):
         weight, slope = spline_weights(0, place), slope_weights(place) / -step
         ctx.count = count
         ctx.save_for_backward(rows, first, places, weight, slope)
-        shape = (len(rows) * total // count, count, 4)
-        return _spread(weight, rows.view(-1, 4), places, shape).cumsum(1).view(len(rows), total, 4)
+        density = rows.new_zeros(len(rows) * total // count, count, 4)
+        return _spread(density, weight, rows.view(-1, 4), places).cumsum_(1).view(len(rows), total, 4)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
@@ -111,8 +110,9 @@ class _Slopes(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.shape = len(bar) * bar.shape[1] // count, count, 4
         ctx.save_for_backward(rows, places, weight, slope)
-        density_bar = bar.view(ctx.shape).flip(1).cumsum(1).flip(1)
-        (rows_bar,) = spline_sums(first, density_bar.view(-1, 4), weight)
+        cumulative = bar.view(ctx.shape).cumsum(1).view(-1, 4)
+        last = first - first % count + count - 1  # row of the same kind of pairs
+        rows_bar = cumulative.index_select(0, last) - spline_sums(first - 1, cumulative, weight)[0]
         (along,) = spline_sums(first, bar.view(-1, 4), slope)
         return (along * rows.view(-1, 4)).sum(-1), rows_bar.view_as(rows)
 
@@ -121,6 +121,6 @@ class _Slopes(torch.autograd.Function):
         rows, places, weight, slope = ctx.saved_tensors
         if torch.is_grad_enabled() or geometry_wanted():
             raise NotImplementedError("a training step asks for no such derivative of the density")
-        out = _spread(weight, rows_bar.reshape(-1, 4), places, ctx.shape).cumsum(1)
-        out += _spread(slope, s_bar.unsqueeze(-1) * rows.view(-1, 4), places, ctx.shape)
+        out = _spread(rows.new_zeros(ctx.shape), weight, rows_bar.reshape(-1, 4), places).cumsum_(1)
+        _spread(out, slope, s_bar.unsqueeze(-1) * rows.view(-1, 4), places)
         return out.view(len(rows), -1, 4), *(None,) * 6
