@@ -9,8 +9,9 @@ from dpa1.config.model import ModelConfig
 from dpa1.config.training import LossConfig
 from dpa1.frames import make_frame
 from dpa1.kernels import density, embedding, interpolated, nodes
-from dpa1.kernels.embedding_net import parts
+from dpa1.kernels.embedding_net import Parts, evaluate, parts
 from dpa1.kernels.reference import DenseLayer
+from dpa1.kernels.table import spline_sums
 from dpa1.kernels.wanted import geometry_only, training_step
 from dpa1.model.blockwise import Blockwise
 from dpa1.model.potential import Potential
@@ -174,6 +175,26 @@ def test_one_sharp_step_anywhere_is_seen(place, dtype):
     layers[0].weight[:, 0] = 0.0
     layers[0].weight[0, 0], layers[0].bias[0] = 3e4, -3e4 * place
     assert nodes.place_nodes(parts(radial, pair, table, layers)) is None
+
+
+@pytest.mark.parametrize(("dtype", "steepness"), [(torch.float32, 10.0), (torch.float32, 20.0), (torch.float64, 5.0)])
+@pytest.mark.parametrize("seed", range(6))
+def test_as_exact_as_promised_near_a_steep_but_weak_unit(seed, steepness, dtype):
+    """Of 25 units one is a steep step of small weight at a random place: G' is that of the net everywhere."""
+    rng = torch.Generator().manual_seed(seed)
+    width = 25
+    slopes, steps = torch.randn(width, generator=rng), 3.0 * torch.rand(width, generator=rng)
+    slopes[0] = steepness
+    weights = torch.randn(width, 50, generator=rng) / (3 * width) ** 0.5
+    weights[0] *= 10.0 ** (-4 + 3 * torch.rand(1, generator=rng))
+    s = 3.0 * torch.rand(30_000, generator=rng)
+    s, types, *rest = (x.to(dtype) for x in (s, -(slopes * steps).unsqueeze(0), slopes, weights, torch.zeros(50)))
+    found = nodes.place_nodes(Parts(s, None, types, (0,), tuple(rest)))
+    assert found is not None
+    place = found.place.double()
+    (near,) = spline_sums(found.row, found.slopes(), nodes.slope_weights(place))
+    exact = evaluate((0,), True, s.double(), types.double().expand(len(s), -1), [x.double() for x in rest])[-1][1]
+    assert float((near - exact).abs().max() / exact.abs().max()) < 1.5 * nodes.TOLERANCE[dtype]
 
 
 def test_pairs_of_one_distance():
