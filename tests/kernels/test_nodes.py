@@ -9,8 +9,9 @@ from dpa1.config.model import ModelConfig
 from dpa1.config.training import LossConfig
 from dpa1.frames import make_frame
 from dpa1.kernels import density, embedding, interpolated, nodes
-from dpa1.kernels.embedding_net import parts
+from dpa1.kernels.embedding_net import Parts, evaluate, parts
 from dpa1.kernels.reference import DenseLayer
+from dpa1.kernels.table import spline_sums
 from dpa1.kernels.wanted import geometry_only, training_step
 from dpa1.model.blockwise import Blockwise
 from dpa1.model.potential import Potential
@@ -37,8 +38,8 @@ def liquid(elements=("O", "H"), edge=6, seed=0):
     return make_frame(numbers, sites + rng.uniform(-0.4, 0.4, sites.shape), cell, True, energy=1.0, forces=forces)
 
 
-def potential(layers, precision, **options):
-    torch.manual_seed(3)
+def potential(layers, precision, seed=3, **options):
+    torch.manual_seed(seed)
     model = Potential(
         ModelConfig(
             elements=("O", "H"), cutoff=5.0, embedding=(12, 24, 48), axis=6, attention_layers=layers, attention_width=16,
@@ -86,6 +87,43 @@ def test_gradients_of_a_step(layers, precision, options, monkeypatch):
     largest = max(float(x.abs().max()) for x in without)
     for a, b in zip(with_nodes, without, strict=True):
         assert float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-3 * largest)
+
+
+def errors(found, exact):
+    """Of forces and of the whole gradient, relative to the largest force and to the gradient's length."""
+    forces = (found[0]["forces"] - exact[0]["forces"]).detach().abs().max() / exact[0]["forces"].detach().abs().max()
+    lengths = [
+        torch.stack([x.double().norm() for x in of]).norm()
+        for of in ([a - b for a, b in zip(found[1], exact[1], strict=True)], exact[1])
+    ]
+    return float(forces), float(lengths[0] / lengths[1])
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("steepness", [1.0, 2.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_nodes_lose_no_digits_in_single_precision(seed, steepness, layers, monkeypatch):
+    """With hundreds of nodes, as two atoms very close take, forces and gradients are as exact as without, up to chance."""
+    counts = []
+
+    def counted(net, place_nodes=nodes.place_nodes):
+        found = place_nodes(net)
+        counts.append(0 if found is None else found.count)
+        return found
+
+    monkeypatch.setattr("dpa1.kernels.embedding.place_nodes", counted)
+    monkeypatch.setattr("dpa1.model.blockwise.CHUNK_SLOTS", 10**5)
+    model, frame = potential(layers, "float32", seed), liquid(("O",), seed=seed)
+    frame.positions[1] = frame.positions[0] + 0.2
+    first = model.descriptor.embedding.layers[0]
+    first.weight.data[0] *= steepness
+    first.bias.data *= steepness
+    with_nodes = gradients(model, frame, monkeypatch, 1)
+    assert max(counts) > 200
+    without = gradients(model, frame, monkeypatch, 10**9)
+    exact = gradients(model.set_precision("float64"), frame, monkeypatch, 10**9)
+    for found, usual in zip(errors(with_nodes, exact), errors(without, exact), strict=True):
+        assert found < 3 * usual + 2e-7
 
 
 def test_step_of_training_uses_them_and_nothing_else(monkeypatch):
@@ -137,6 +175,26 @@ def test_one_sharp_step_anywhere_is_seen(place, dtype):
     layers[0].weight[:, 0] = 0.0
     layers[0].weight[0, 0], layers[0].bias[0] = 3e4, -3e4 * place
     assert nodes.place_nodes(parts(radial, pair, table, layers)) is None
+
+
+@pytest.mark.parametrize(("dtype", "steepness"), [(torch.float32, 10.0), (torch.float32, 20.0), (torch.float64, 5.0)])
+@pytest.mark.parametrize("seed", range(6))
+def test_as_exact_as_promised_near_a_steep_but_weak_unit(seed, steepness, dtype):
+    """Of 25 units one is a steep step of small weight at a random place: G' is that of the net everywhere."""
+    rng = torch.Generator().manual_seed(seed)
+    width = 25
+    slopes, steps = torch.randn(width, generator=rng), 3.0 * torch.rand(width, generator=rng)
+    slopes[0] = steepness
+    weights = torch.randn(width, 50, generator=rng) / (3 * width) ** 0.5
+    weights[0] *= 10.0 ** (-4 + 3 * torch.rand(1, generator=rng))
+    s = 3.0 * torch.rand(30_000, generator=rng)
+    s, types, *rest = (x.to(dtype) for x in (s, -(slopes * steps).unsqueeze(0), slopes, weights, torch.zeros(50)))
+    found = nodes.place_nodes(Parts(s, None, types, (0,), tuple(rest)))
+    assert found is not None
+    place = found.place.double()
+    (near,) = spline_sums(found.row, found.slopes(), nodes.slope_weights(place))
+    exact = evaluate((0,), True, s.double(), types.double().expand(len(s), -1), [x.double() for x in rest])[-1][1]
+    assert float((near - exact).abs().max() / exact.abs().max()) < 1.5 * nodes.TOLERANCE[dtype]
 
 
 def test_pairs_of_one_distance():

@@ -2,12 +2,16 @@
 
 Fast sibling of ``reference.training_contraction``, see ``nodes``. With G = Σ_m B_m T[i + m] the contraction is
 
-    P_a = Σ_j R_ja G_j = Σ_r A_ar T_r,    A_ar = Σ_(j, m: i_j + m = r) R_ja B_m(u_j),
+    P_a = Σ_j R_ja G_j = Σ_r A_ar T_r = Σ_r C_ar E_r    A_ar = Σ_(j, m: i_j + m = r) R_ja B_m(u_j)
+                                                        C_ar = Σ_(q ≤ r) A_aq    E_r = T_r − T_(r+1),  E_last = T_last,
 
 a small dense product: the features of pairs, which fill most of the memory and time of a step, are never formed. What comes
-from and goes to a pair are the 6 × 4 numbers of A it touches,
+from and goes to a pair are 6 × 4 numbers each of A and of C,
 
-    R̄_ja = Σ_m B_m Ā_ar    s̄_j = Σ_am R_ja B_m' Ā_ar / h,    Ā = P̄ Tᵀ.
+    R̄_ja = Σ_m B_m Ā_ar    s̄_j = − Σ_am R_ja W_m C̄_ar / h    C̄ = P̄ Eᵀ    Ā_ar = Σ_q C̄_aq − Σ_(q < r) C̄_aq,
+
+with the weights W of ``slope_weights``. The sum by parts keeps the slopes exact: from differences of rounded Ā, which
+many nodes make small, s̄ would lose one or two digits in float32.
 """
 
 from __future__ import annotations
@@ -20,9 +24,9 @@ from torch import Tensor
 
 from dpa1.kernels import dispatch, embedding_net
 from dpa1.kernels.embedding_net import Parts, parts
-from dpa1.kernels.nodes import Nodes, place_nodes
+from dpa1.kernels.nodes import Nodes, place_nodes, slope_weights
 from dpa1.kernels.reference import DenseLayer
-from dpa1.kernels.table import ORDER, spline_weights
+from dpa1.kernels.table import ORDER, spline_sums, spline_weights
 from dpa1.kernels.wanted import geometry_wanted, parameters_wanted
 
 WIDEST = 16  # rows of the table per neighbour slot beyond which the features themselves are contracted faster
@@ -55,60 +59,68 @@ def worthwhile(found: Nodes, slots: int) -> bool:
 
 def contracted(net: Parts, found: Nodes, rows: Tensor) -> Tensor:
     """(N, C, 4) features contracted with ``rows`` (N, K, 4)."""
-    table, slots = found.table.to(rows.dtype), rows.shape[1]
-    first = found.row + len(table) * torch.arange(len(rows)).repeat_interleave(slots)
-    places = (4 * first).unsqueeze(1) + torch.arange(ORDER * 4)
-    density = _Density.apply(net.s, rows, found.place, places, found.step, len(table))
-    product = dispatch.linear(density.transpose(1, 2).reshape(4 * len(rows), len(table)), table, None)
+    steps, slots = _steps(found).to(rows.dtype), rows.shape[1]
+    first = found.row + len(steps) * torch.arange(len(rows)).repeat_interleave(slots)
+    cumulative = _Cumulative.apply(net.s, rows, first, found.place, found.step, found.count, len(steps))
+    product = dispatch.linear(cumulative.transpose(1, 2).reshape(4 * len(rows), len(steps)), steps, None)
     return product.view(len(rows), 4, -1).transpose(1, 2)
 
 
-def _spread(values: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
-    """(N, rows, 4): the sum of values (P, 6, 4) at their places (P, 24) of all numbers."""
-    out = values.new_zeros(*shape)
-    out.view(-1).scatter_add_(0, places.view(-1), values.view(-1))
+def _steps(found: Nodes) -> Tensor:
+    """E (rows, C) in float64."""
+    table = found.table.view(-1, found.count, found.table.shape[1])
+    return torch.cat([table[:, :-1] - table[:, 1:], table[:, -1:]], 1).flatten(0, 1)
+
+
+def _spread(out: Tensor, weights: Tensor, values: Tensor, places: Tensor) -> Tensor:
+    """Add to ``out`` the weights (P, 6) times values (P, 4) at their places (P, 24) among all its numbers."""
+    out.view(-1).scatter_add_(0, places.view(-1), (weights.unsqueeze(-1) * values.unsqueeze(1)).view(-1))
     return out
 
 
-class _Density(torch.autograd.Function):
-    """A (N, rows, 4)."""
+class _Cumulative(torch.autograd.Function):
+    """C (N, rows, 4)."""
 
     @staticmethod
-    def forward(ctx: Any, s: Tensor, rows: Tensor, place: Tensor, places: Tensor, step: float, count: int) -> Tensor:
-        weight, slope = spline_weights(0, place).unsqueeze(-1), (spline_weights(1, place) / step).unsqueeze(-1)
-        ctx.save_for_backward(rows, places, weight, slope)
-        return _spread(weight * rows.view(-1, 1, 4), places, (len(rows), count, 4))
+    def forward(
+        ctx: Any, s: Tensor, rows: Tensor, first: Tensor, place: Tensor, step: float, count: int, total: int
+    ) -> Tensor:
+        places = (4 * first).unsqueeze(1) + torch.arange(ORDER * 4)
+        weight, slope = spline_weights(0, place), slope_weights(place) / -step
+        ctx.count = count
+        ctx.save_for_backward(rows, first, places, weight, slope)
+        density = rows.new_zeros(len(rows) * total // count, count, 4)
+        return _spread(density, weight, rows.view(-1, 4), places).cumsum_(1).view(len(rows), total, 4)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         if not geometry_wanted():
-            return (None,) * 6
+            return (None,) * 7
         if torch.is_grad_enabled() and parameters_wanted():
             raise NotImplementedError("a training step asks for no such derivative of the density")
-        return *_Slopes.apply(cotangents[0].contiguous(), *ctx.saved_tensors), None, None, None, None
+        return *_Slopes.apply(cotangents[0].contiguous(), ctx.count, *ctx.saved_tensors), *(None,) * 5
 
 
 class _Slopes(torch.autograd.Function):
-    """(s̄, R̄) from Ā (N, rows, 4), differentiable by Ā."""
+    """(s̄, R̄) from C̄ (N, rows, 4), differentiable by C̄."""
 
     @staticmethod
     def forward(
-        ctx: Any, density_bar: Tensor, rows: Tensor, places: Tensor, weight: Tensor, slope: Tensor
+        ctx: Any, bar: Tensor, count: int, rows: Tensor, first: Tensor, places: Tensor, weight: Tensor, slope: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.shape = density_bar.shape
+        ctx.shape = len(bar) * bar.shape[1] // count, count, 4
         ctx.save_for_backward(rows, places, weight, slope)
-        # The six rows of four numbers lie one after the other.
-        windows = density_bar.as_strided((density_bar.numel() - ORDER * 4 + 1, ORDER * 4), (1, 1))
-        touched = windows.index_select(0, places[:, 0]).view(-1, ORDER, 4)
-        rows_bar = (touched * weight).sum(1)
-        s_bar = ((touched * slope).sum(1) * rows.view(-1, 4)).sum(-1)
-        return s_bar, rows_bar.view_as(rows)
+        cumulative = bar.view(ctx.shape).cumsum(1).view(-1, 4)
+        last = first - first % count + count - 1  # row of the same kind of pairs
+        rows_bar = cumulative.index_select(0, last) - spline_sums(first - 1, cumulative, weight)[0]
+        (along,) = spline_sums(first, bar.view(-1, 4), slope)
+        return (along * rows.view(-1, 4)).sum(-1), rows_bar.view_as(rows)
 
     @staticmethod
     def backward(ctx: Any, s_bar: Tensor, rows_bar: Tensor) -> tuple[Tensor | None, ...]:
         rows, places, weight, slope = ctx.saved_tensors
         if torch.is_grad_enabled() or geometry_wanted():
             raise NotImplementedError("a training step asks for no such derivative of the density")
-        values = weight * rows_bar.reshape(-1, 1, 4)
-        values.addcmul_(slope, (s_bar.unsqueeze(-1) * rows.view(-1, 4)).unsqueeze(1))
-        return _spread(values, places, ctx.shape), None, None, None, None
+        out = _spread(rows.new_zeros(ctx.shape), weight, rows_bar.reshape(-1, 4), places).cumsum_(1)
+        _spread(out, slope, s_bar.unsqueeze(-1) * rows.view(-1, 4), places)
+        return out.view(len(rows), -1, 4), *(None,) * 6

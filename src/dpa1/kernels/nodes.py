@@ -5,8 +5,9 @@ evaluated at n nodes per kind, and a spline with coefficients T passes through t
 
     G(s) = Σ_m B_m(u) T[i + m],    s = low + h (i + u),  0 ≤ u < 1
 
-The nodes are as dense as it takes: at some points of every kind spline and net are compared, each time, and where the spline
-is not as exact as ``TOLERANCE`` says, or the nodes are not far fewer than the pairs, the net itself is evaluated for every pair.
+The nodes are as dense as it takes: spline and net are compared in every interval of every kind, each time, as a steep unit of
+the net shows only near its step. Where the spline is not as exact as ``TOLERANCE`` says, or the nodes are not far fewer than
+the pairs, the net itself is evaluated for every pair.
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ from dpa1.kernels.table import DEGREE, coefficients, spline_sums, spline_weights
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}  # of G and of G', relative to the largest value
 FIRST = {torch.float32: 48, torch.float64: 256}  # intervals tried first
 MARGIN = {torch.float32: 12, torch.float64: 20}  # nodes beyond each end, where the spline's end conditions die away
-CHECKED = 8  # points of each kind of pairs, at least, at which spline and net are compared
-APART = 16  # intervals between them at most: what a spline misses it rings with, half as much in each further interval
-PLACE = 0.25  # of these points within their interval: near the largest error of G', half the largest of G
+PLACE = 0.25  # of the compared point in each interval: near the largest error of G', half the largest of G
 MOST = 1000  # nodes of one kind: what needs more is no smooth function, and the splines' matrix is dense
 SAVING = 2  # pairs per node below which the nodes save nothing
 
@@ -86,12 +85,13 @@ def place_nodes(net: Parts, saving: int = SAVING) -> Nodes | None:
             return None
         before = error
         intervals = 16 * math.ceil(wanted / 16)
-    place = (s - low) / step
+    # In float32 a place among hundreds of intervals would be rounded more than s is.
+    place = (s.double() - low).div_(step)
     interval = place.floor().clamp_(0, intervals - 1)
     row = interval.to(torch.int64).add_(margin - 2)
     if kind is not None:
         row += kind * count
-    return Nodes(step, count, row, place - interval, table)
+    return Nodes(step, count, row, place.sub_(interval).to(dtype), table)
 
 
 def _kinds(net: Parts) -> tuple[Tensor, Tensor | None]:
@@ -121,14 +121,13 @@ def _inverse(count: int) -> Tensor:
 
 @torch.no_grad()
 def _error(net: Parts, kinds: Tensor, table: Tensor, low: float, step: float, intervals: int) -> float:
-    """Largest difference of G and of G' between spline and net at some points, relative to the largest value."""
+    """Largest difference of G and of G' between spline and net within the intervals, relative to the largest value."""
     margin, count = MARGIN[net.s.dtype], len(table) // len(kinds)
-    points = max(CHECKED, intervals // APART)
-    chosen = torch.linspace(0, intervals - 1, points).round().to(torch.int64)
-    s = (low + step * (chosen.double() + PLACE)).repeat(len(kinds))
-    types, weights = net.types[kinds.repeat_interleave(points)].double(), [w.double() for w in net.weights]
+    interval = torch.arange(intervals)
+    s = (low + step * (interval.double() + PLACE)).repeat(len(kinds))
+    types, weights = net.types[kinds.repeat_interleave(intervals)].double(), [w.double() for w in net.weights]
     exact = evaluate(net.repeats, True, s, types, weights)[-1]
-    row = (chosen + margin - 2).repeat(len(kinds)) + torch.arange(len(kinds)).repeat_interleave(points) * count
+    row = (interval + margin - 2).repeat(len(kinds)) + torch.arange(len(kinds)).repeat_interleave(intervals) * count
     place = torch.full_like(s, PLACE)
     near = torch.stack(spline_sums(row, table, spline_weights(0, place), spline_weights(1, place) / step))
     difference = (near - exact).abs_().amax((1, 2)) / exact.abs().amax((1, 2)).clamp(min=1e-30)
