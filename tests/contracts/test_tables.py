@@ -1,7 +1,9 @@
 """A tabulated potential is the potential, to the promised error: on any option set, everywhere, with all derivatives."""
 
 import math
-from dataclasses import replace
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +85,7 @@ def test_error_of_unseen_structures_is_below_the_bound(options, seed):
     reports = tabulated.tables.reports
     assert len(reports) == 1
     assert reports[0].force_error < BOUND
-    assert {ELEMENTS[k] for k in tabulated.tables.elements} == set(reports[0].elements)
+    assert {ELEMENTS[k] for k in tabulated.tables.finished.elements} == set(reports[0].elements)
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
@@ -97,7 +99,7 @@ def test_error_on_deepmd_models(folder):
         assert np.abs(found["forces"] - exact["forces"]).max() < BOUND
         assert not np.array_equal(found["forces"], exact["forces"])  # the tables were used
     projected = potential.config.attention_layers and not potential.descriptor.types_fade
-    assert len(tabulated.tables.values) == (4 if projected else 1)
+    assert len(tabulated.tables.finished.values) == (4 if projected else 1)
     assert tabulated.tables.reports[0].force_error < BOUND
 
 
@@ -130,7 +132,7 @@ def test_second_derivatives_are_continuous(layers, type_input):
     start = 1.5
     potential = random_potential(example_options(attention_layers=layers, type_input=type_input, switch_start=start), 2)
     tabulated = potential.tabulated(elements=("H", "O"))
-    grid, centre = tabulated.tables.grid, ELEMENTS.index("O")
+    grid, centre = tabulated.tables.finished.grid, ELEMENTS.index("O")
     pair, scale = centre * len(ELEMENTS) + ELEMENTS.index("H"), float(potential.descriptor.scale[centre, 0])
     ends = torch.arange(1, int(grid.cells[pair]) + 1)
     knots = [distance_of(s, start) for s in ((ends - grid.origin[pair]) / grid.inverse[pair] * scale).tolist() if s > 0]
@@ -152,7 +154,7 @@ def test_knots_show_in_no_low_derivative():
     """The fourth derivative is continuous inside the table too; the fifth is not, so the test sees the knots."""
     potential = random_potential(example_options(attention_layers=0), 4)
     tabulated = potential.tabulated(1e-3, ("H", "O"))
-    report, tables = tabulated.tables.reports[0], tabulated.tables
+    report, tables = tabulated.tables.reports[0], tabulated.tables.finished
     scale = float(potential.descriptor.scale[1, 0])
     pair = 1 * len(ELEMENTS) + 0
     s = torch.linspace(0.2, 1.5, 3, dtype=torch.float64) / scale
@@ -236,8 +238,43 @@ def test_tables_grow_with_the_elements_at_hand():
         frame = make_frame(numbers, np.arange(3 * len(numbers)).reshape(-1, 3) * 0.5)
         exact, found = predict(potential, frame), predict(tabulated, frame)
         assert np.abs(found["forces"] - exact["forces"]).max() < BOUND
-        assert {elements[k] for k in tabulated.tables.elements} == known
+        assert {elements[k] for k in tabulated.tables.finished.elements} == known
     assert len(tabulated.tables.reports) == 2
+
+
+def test_threads_share_growing_tables():
+    """Each thread meets elements in an order of its own; all build each set once and get the forces of one thread."""
+    elements = ("H", "C", "N", "O", "Na", "Cu")
+    potential = random_potential(example_options(elements=elements, attention_layers=0), 24)
+    frames = [random_frame(24, atoms=9)]
+    frames += [make_frame((8, z), [[0.0, 0.0, 0.0], [0.0, 0.0, 1.4]]) for z in (1, 6, 7, 11)]
+    alone = potential.tabulated(elements=elements)
+    expected = [predict(alone, frame)["forces"] for frame in frames]
+    tabulated, start = potential.tabulated(), threading.Barrier(4)
+
+    def work(first: int) -> float:
+        start.wait()
+        order = [*range(first, len(frames)), *range(first)] * 2
+        return max(float(np.abs(predict(tabulated, frames[k])["forces"] - expected[k]).max()) for k in order)
+
+    with ThreadPoolExecutor(4) as pool:
+        errors = list(pool.map(work, range(4)))
+    assert max(errors) < BOUND
+    assert len({report.elements for report in tabulated.tables.reports}) == len(tabulated.tables.reports)
+
+
+def test_tables_in_use_stay_as_they_are():
+    potential = random_potential(example_options(), 25)
+    tabulated = potential.tabulated(elements=("H",))
+    held = tabulated.tables.finished
+    values = [value.clone() for value in held.values]
+    tabulated.build_tables(ELEMENTS)
+    assert tabulated.tables.finished is not held
+    assert all(torch.equal(*both) for both in zip(held.values, values, strict=True))
+    tabulated.tables.clear()
+    assert held.serves(torch.tensor([0]), torch.float64)
+    with pytest.raises(FrozenInstanceError):
+        held.values = ()
 
 
 def test_tables_that_grow_too_large_are_given_up(monkeypatch):
@@ -250,7 +287,7 @@ def test_tables_that_grow_too_large_are_given_up(monkeypatch):
         frame = pair_frame(1.4, numbers)
         exact, found = predict(potential, frame), predict(tabulated, frame)
         assert np.abs(found["forces"] - exact["forces"]).max() < BOUND
-        assert len(tabulated.tables.elements) == len(set(numbers))
+        assert len(tabulated.tables.finished.elements) == len(set(numbers))
 
 
 def test_it_is_saved_as_the_exact_model(tmp_path):
@@ -327,7 +364,7 @@ def test_wide_statistics_only_cost_rows():
     tabulated = potential.tabulated(elements=ELEMENTS)
     frame = random_frame(21, atoms=9)
     assert np.abs(predict(tabulated, frame)["forces"] - predict(potential, frame)["forces"]).max() < BOUND
-    cells = tabulated.tables.grid.cells
+    cells = tabulated.tables.finished.grid.cells
     assert float(cells.max()) > 5 * float(cells.min())
 
 

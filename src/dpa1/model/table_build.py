@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +18,7 @@ from dpa1.errors import RunError
 from dpa1.frames import Frame, make_frame
 from dpa1.kernels import dispatch, reference
 from dpa1.kernels import table as kernel
-from dpa1.model.table import EDGE, R_MIN, Grid, TableReport, Tables, columns
+from dpa1.model.table import EDGE, R_MIN, Grid, TableReport, Tables, TableSet, columns
 
 if TYPE_CHECKING:
     from dpa1.model.potential import Potential
@@ -35,19 +34,9 @@ SAMPLES = 3  # structures on which forces are compared
 Made = tuple[Grid, tuple[Tensor, ...]]
 
 
-@dataclass(frozen=True)
-class Built:
-    """Finished tables in float64 and what is known of them."""
-
-    elements: frozenset[int]
-    grid: Grid
-    values: tuple[Tensor, ...]
-    report: TableReport
-
-
 def build(
     potential: Potential, elements: frozenset[int], max_force_error: float, max_bytes: int, needed: frozenset[int]
-) -> Built:
+) -> tuple[TableSet, TableReport]:
     """Tables for all ordered pairs of ``elements`` (indices); only those of ``needed`` where all would take too much.
 
     Raises
@@ -60,8 +49,6 @@ def build(
     frames = sample_structures(potential, sorted(needed))
     batch = make_batch(frames, potential.cutoff)
     forces = _forces(exact, batch)
-    tabulated = copy.deepcopy(exact)
-    tables = Tables(max_force_error)
     spacing, expected = FIRST_SPACING, math.inf
     while True:
         solved = _solve(exact, sorted(elements), spacing)
@@ -78,9 +65,7 @@ def build(
         if size > max_bytes and elements != needed:
             elements = needed
             continue
-        tables.install(grid, values, elements, len(potential.elements))
-        tabulated.descriptor.tables = tables
-        error = float((_forces(tabulated, batch) - forces).abs().max())
+        error = float((_forces(exact, batch, _finished(exact, made, elements)) - forces).abs().max())
         # A cell where the error is larger than in those which the sample structures met counts as if they had met it.
         expected = error * _unseen_factor(exact, batch, sorted(elements), grid, values)
         if expected <= max_force_error / SAFETY:
@@ -90,9 +75,13 @@ def build(
         # Forces are slopes of a piecewise polynomial of degree 5: their error falls with the fifth power.
         wanted = (0.5 * max_force_error / SAFETY / expected) ** (1.0 / kernel.DEGREE)
         spacing *= min(max(wanted, 0.25), 0.85)
+    finished = _finished(potential, made, elements)
     rounding = exact_rounding = None
     if potential.dtype != torch.float64 or potential.energy_bias.device.type != "cpu":
-        rounding, exact_rounding = _rounding(potential, batch, forces, made, elements)
+        there = batch.to(potential.energy_bias.device)
+        rounding, exact_rounding = (
+            float((_forces(potential, there, tables).cpu() - forces).abs().max()) for tables in (finished, None)
+        )
     report = TableReport(
         elements=tuple(potential.elements[k] for k in sorted(elements)),
         pairs=len(elements) ** 2,
@@ -106,35 +95,29 @@ def build(
         precision=f"{str(potential.dtype).removeprefix('torch.')} on {potential.energy_bias.device.type}",
         seconds=time.perf_counter() - begun,
     )
-    return Built(elements, grid, values, report)
+    return finished, report
 
 
-def _rounding(
-    potential: Potential, batch: Batch, forces: Tensor, made: Made, elements: frozenset[int]
-) -> tuple[float, float]:
-    """Largest difference of a force, in the potential's own precision and on its device, from ``forces``: with and without."""
-    device = potential.energy_bias.device
-    model = copy.deepcopy(potential)
-    errors = []
-    for tables in (Tables(1.0), None):
-        if tables is not None:
-            grid, values = made
-            short = tuple(value.to(device, potential.dtype) for value in values)
-            tables.install(grid.to(potential.dtype, device), short, elements, len(potential.elements))
-        model.descriptor.tables = tables
-        errors.append(float((_forces(model, batch.to(device)).cpu() - forces).abs().max()))
-    return errors[0], errors[1]
+def _finished(potential: Potential, made: Made, elements: frozenset[int]) -> TableSet:
+    """Tables in the potential's precision and on its device."""
+    device, (grid, values) = potential.energy_bias.device, made
+    known = torch.zeros(len(potential.elements), dtype=torch.bool)
+    known[list(elements)] = True
+    short = tuple(value.to(device, potential.dtype) for value in values)
+    return TableSet(elements, known.to(device), grid.to(potential.dtype, device), short)
 
 
-def _forces(potential: Potential, batch: Batch) -> Tensor:
-    """(levels, N, 3) eV/Å: forces of every fitting net the potential has."""
-    levels = potential.levels if len(potential.level_fittings) else potential.levels[:1]
-    return torch.stack([potential.predict(batch, virial=False, level=level)["forces"] for level in levels])
+def _forces(potential: Potential, batch: Batch, finished: TableSet | None = None) -> Tensor:
+    """(levels, N, 3) eV/Å: forces of every fitting net the potential has, with these tables or none."""
+    model = copy.copy(potential)
+    model._tables = Tables(1.0, finished) if finished is not None else None
+    levels = model.levels if len(model.level_fittings) else model.levels[:1]
+    return torch.stack([model.predict(batch, virial=False, level=level)["forces"] for level in levels])
 
 
 def _in_double(potential: Potential) -> Potential:
     exact = copy.deepcopy(potential).cpu()
-    exact.descriptor.tables = None
+    exact._tables = None
     exact.set_precision("float64")
     return exact
 
