@@ -29,7 +29,7 @@ log = logging.getLogger("dpa1")
 _building = threading.Lock()  # threads that need the same tables build them once
 R_MIN = 0.5  # Å; below, the networks run
 EDGE = 1  # knots kept beyond either end of the range, so that rounding never leaves it
-MAX_BYTES = 1 << 30  # of one set of tables; beyond, tables of elements not at hand are given up
+MAX_BYTES = 1 << 30  # of one set of tables; beyond, those of elements not at hand are given up
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class TableReport:
 
     Attributes
     ----------
-    elements: whose pairs the tables now cover; ``pairs`` of them, ``rows`` rows, ``megabytes`` MB.
-    spacing: distance of knots, in units of the normalised radial input.
+    elements: of which there are tables now: for ``pairs`` ordered pairs, in ``rows`` rows, ``megabytes`` MB.
+    spacing: distance of knots, in units of the normalised radial input; the median of all pairs.
     value_error: largest error of any tabulated number between the knots.
-    force_error: eV/Å; largest error of a force on the sample structures, tables and networks in float64.
+    force_error: eV/Å; largest error of a force on sample structures of the elements asked for, tables and networks in float64.
     rounding: eV/Å; the same in the potential's own precision and on its device, None where that is float64 on a CPU.
     exact_rounding: eV/Å; what that precision costs without tables.
     precision: that precision and device.
@@ -72,20 +72,15 @@ class TableReport:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where each ordered element pair (centre·E + neighbour) lies: x = s·inverse + origin, cells of it, its first row."""
+    """Where each ordered element pair (centre·E + neighbour) lies: x = s·inverse + origin, its cells and its first row.
+
+    A pair without a table, which an empty slot may name, has one cell in the first row.
+    """
 
     inverse: Tensor
     origin: Tensor
     cells: Tensor
     row: Tensor
-
-    def to(self, dtype: torch.dtype, device: torch.device) -> Grid:
-        return Grid(
-            self.inverse.to(device, dtype),
-            self.origin.to(device, dtype),
-            self.cells.to(device, dtype),
-            self.row.to(device),
-        )
 
 
 @dataclass(frozen=True)
@@ -94,22 +89,31 @@ class TableSet:
 
     Attributes
     ----------
-    elements: indices of those whose ordered pairs are covered; ``known`` (E,) says the same on the device.
-    values: (R, C) coefficients of each tabulated quantity, for all pairs.
+    solved: (E, E) whether the ordered pair of a centre and a neighbour element has a table.
+    values: (R, C) coefficients of each of T tabulated quantities, for all pairs.
+    slope_error: (E², T) float64 on the CPU, Å⁻¹; largest error of a pair's slopes along the distance.
+    value_error: (E²,) likewise, of the values themselves.
     all_inside: no pair is closer than ``R_MIN``, as the caller vouches: nothing has to wait for the device to tell.
     """
 
-    elements: frozenset[int]
-    known: Tensor
+    solved: Tensor
     grid: Grid
     values: tuple[Tensor, ...]
+    slope_error: Tensor
+    value_error: Tensor
     all_inside: bool = False
 
+    def matches(self, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether they are in this precision and on this device."""
+        return self.values[0].dtype == dtype and self.solved.device == device
+
     def serves(self, types: Tensor, dtype: torch.dtype) -> bool:
-        """Whether all element indices (N,) are covered, in this precision and on their device."""
-        if self.known.device != types.device or self.values[0].dtype != dtype:
+        """Whether all pairs among the element indices (N,) have tables, in this precision and on their device."""
+        if not self.matches(dtype, types.device):
             return False
-        return bool(self.known[types].all())
+        present = torch.zeros(len(self.solved), dtype=torch.bool, device=types.device)
+        present[types] = True
+        return not bool((present & present.unsqueeze(1) & ~self.solved).any())
 
     def lookup(self, radial: Tensor, pair: Tensor, exact: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """All tabulated quantities: radial, pair (n, K) → each (n, K, C).
@@ -176,7 +180,7 @@ class Tables:
         Raises
         ------
         RunError
-            when the bound cannot be met.
+            when the bound cannot be met, or the tables would be too large.
         """
         finished = self.finished
         if finished is not None and finished.serves(types, potential.dtype):
@@ -190,12 +194,12 @@ class Tables:
     def _extended(self, potential: Potential, types: Tensor) -> TableSet:
         from dpa1.model.table_build import build
 
-        wanted, old = frozenset(types.unique().tolist()), self.finished
-        same = old is not None and old.values[0].dtype == potential.dtype and old.known.device == types.device
-        elements = wanted | old.elements if old is not None and same else wanted
+        wanted, old = types.unique().tolist(), self.finished
+        if old is not None and not old.matches(potential.dtype, types.device):
+            old = None
         # What a caller's inference mode would create could not be differentiated through later.
         with torch.inference_mode(False):
-            found, report = build(potential, elements, self.max_force_error, MAX_BYTES, wanted)
+            found, report = build(potential, wanted, old, self.max_force_error, MAX_BYTES)
         self.reports.append(report)
         log.info("%s", report)
         return found
