@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from dpa1.model.potential import Potential
 
 SAFETY = 4.0  # the bound divided by the largest error allowed on the sample structures
+AIM = 0.5  # of that, where knots are brought closer
 MAX_STEP = 12  # levels at once
-HELPS = 0.7  # times the error there was: with more left, closer knots do not help any more
+HELPS = 0.7  # where closer knots leave more of a slope error than this, they do not help any more
 REMEDY = "use the model without tables, or for fewer elements"
 SMALLEST = 1e-15  # slope errors below are rounding
 
@@ -113,6 +114,7 @@ class _Search:
         self.exact, self.batch, self.forces, self.bound = exact, batch, forces, max_force_error
         self.steepness = steepness_of(exact)
         self.error = self.expected = math.inf  # eV/Å: on the samples, and were they to meet the worst places
+        self.before: dict[int, Errors] = {}  # of the pairs that were refined last
         self.sensitivity: Tensor | None = None  # (T,) eV/Å of force error per Å⁻¹ of slope error
 
     def run(self, start: tuple[dict[int, int], dict[int, Errors]], itemsize: int, max_bytes: int) -> TableSet:
@@ -139,20 +141,20 @@ class _Search:
             if 2 * rows * columns * torch.float64.itemsize > memory.free_memory(torch.device("cpu")):
                 raise MemoryError
             tables, errors = self._solved(blocks, errors)
-            shares, before = self._shares(tables, errors), self.expected
+            shares = self._shares(tables, errors)
             self.expected = max(shares.values())
             if not math.isfinite(self.expected):
                 raise RunError("tables cannot be built: the model's forces on the sample structures are not finite")
-            if self.expected <= target or HELPS * before < self.expected <= self.bound:
+            if self.expected <= target:
                 return tables
-            finer = self._finer(levels, shares)
+            finer = self._finer(levels, shares, errors)
             if not finer:
                 return tables
             levels |= finer
-            errors = {pair: known for pair, known in errors.items() if pair not in finer}
+            self.before = {pair: errors.pop(pair) for pair in finer}
 
-    def _finer(self, levels: dict[int, int], shares: dict[int, float]) -> dict[int, int]:
-        """Levels of the pairs to be refined; those that are at the finest already have to be within the bound.
+    def _finer(self, levels: dict[int, int], shares: dict[int, float], errors: dict[int, Errors]) -> dict[int, int]:
+        """Levels of the pairs to be refined; those which that does not help, or cannot, have to be within the bound.
 
         Raises
         ------
@@ -160,13 +162,17 @@ class _Search:
             where they are not.
         """
         target, count, finer = self.bound / SAFETY, len(self.exact.elements), {}
+        # Where pairs that are each below the target add up to more, all of them are refined.
+        limit = target if self.error <= target else AIM * target
         for pair, share in shares.items():
-            if share <= target:
+            if share <= limit:
                 continue
             last = finest(self.exact, pair // count)
+            if share <= self.bound and self._stuck(pair, errors[pair]):
+                continue
             if levels[pair] < last:
                 # Forces are slopes of a piecewise polynomial of degree 5: their error falls with the fifth power.
-                step = math.ceil(LEVELS * math.log2(share / target) / kernel.DEGREE)
+                step = math.ceil(LEVELS * math.log2(share / (AIM * target)) / kernel.DEGREE)
                 finer[pair] = min(levels[pair] + min(step, MAX_STEP), last)
             elif share > self.bound:
                 raise RunError(
@@ -174,6 +180,12 @@ class _Search:
                     "the distance are not smooth enough; use it without tables, or allow a larger error"
                 )
         return finer
+
+    def _stuck(self, pair: int, found: Errors) -> bool:
+        """Whether the last refinement left a pair's slopes about as wrong as they were."""
+        assert self.sensitivity is not None
+        before = self.before.get(pair)
+        return before is not None and bool(found.slope @ self.sensitivity > HELPS * before.slope @ self.sensitivity)
 
     def _solved(self, blocks: Sequence[Block], errors: dict[int, Errors]) -> tuple[TableSet, dict[int, Errors]]:
         """Tables, and the errors of all pairs, measured where they are not known."""
