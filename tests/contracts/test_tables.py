@@ -1,7 +1,9 @@
 """A tabulated potential is the potential, to the promised error: on any option set, everywhere, with all derivatives."""
 
 import math
-from dataclasses import replace
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from dpa1.config.model import ModelConfig
 from dpa1.errors import RunError, UserError
 from dpa1.frames import make_frame
 from dpa1.interop.load import load_potential
+from dpa1.model import memory, table, table_build, table_solve
 from dpa1.model.file import load_model, save_model
 from dpa1.model.potential import Potential
 from dpa1.model.table import R_MIN
@@ -83,7 +86,7 @@ def test_error_of_unseen_structures_is_below_the_bound(options, seed):
     reports = tabulated.tables.reports
     assert len(reports) == 1
     assert reports[0].force_error < BOUND
-    assert {ELEMENTS[k] for k in tabulated.tables.elements} == set(reports[0].elements)
+    assert int(tabulated.tables.finished.solved.sum()) == reports[0].pairs == len(reports[0].elements) ** 2
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
@@ -97,7 +100,7 @@ def test_error_on_deepmd_models(folder):
         assert np.abs(found["forces"] - exact["forces"]).max() < BOUND
         assert not np.array_equal(found["forces"], exact["forces"])  # the tables were used
     projected = potential.config.attention_layers and not potential.descriptor.types_fade
-    assert len(tabulated.tables.values) == (4 if projected else 1)
+    assert len(tabulated.tables.finished.values) == (4 if projected else 1)
     assert tabulated.tables.reports[0].force_error < BOUND
 
 
@@ -130,7 +133,7 @@ def test_second_derivatives_are_continuous(layers, type_input):
     start = 1.5
     potential = random_potential(example_options(attention_layers=layers, type_input=type_input, switch_start=start), 2)
     tabulated = potential.tabulated(elements=("H", "O"))
-    grid, centre = tabulated.tables.grid, ELEMENTS.index("O")
+    grid, centre = tabulated.tables.finished.grid, ELEMENTS.index("O")
     pair, scale = centre * len(ELEMENTS) + ELEMENTS.index("H"), float(potential.descriptor.scale[centre, 0])
     ends = torch.arange(1, int(grid.cells[pair]) + 1)
     knots = [distance_of(s, start) for s in ((ends - grid.origin[pair]) / grid.inverse[pair] * scale).tolist() if s > 0]
@@ -152,7 +155,7 @@ def test_knots_show_in_no_low_derivative():
     """The fourth derivative is continuous inside the table too; the fifth is not, so the test sees the knots."""
     potential = random_potential(example_options(attention_layers=0), 4)
     tabulated = potential.tabulated(1e-3, ("H", "O"))
-    report, tables = tabulated.tables.reports[0], tabulated.tables
+    tables = tabulated.tables.finished
     scale = float(potential.descriptor.scale[1, 0])
     pair = 1 * len(ELEMENTS) + 0
     s = torch.linspace(0.2, 1.5, 3, dtype=torch.float64) / scale
@@ -169,7 +172,7 @@ def test_knots_show_in_no_low_derivative():
                 value = value.sum()
                 row.append(float(value.detach()))
             values.append(row)
-        jumps = np.abs(np.subtract(*values)) * report.spacing ** np.arange(1, 6)
+        jumps = np.abs(np.subtract(*values)) / float(tables.grid.inverse[pair]) ** np.arange(1, 6)
         assert jumps[:4].max() < 1e-8
         assert jumps[4] > 1e-8
 
@@ -228,29 +231,141 @@ def test_forces_are_the_slope_of_its_own_energy(layers):
         assert forces[atom, axis] == pytest.approx(-slope, abs=1e-7)
 
 
+def test_atoms_without_neighbors():
+    """An empty slot names a pair of elements that has no table."""
+    potential = random_potential(example_options(), 27)
+    tabulated = potential.tabulated()
+    frame = pair_frame(20.0, (29, 29))
+    np.testing.assert_allclose(predict(tabulated, frame)["energy"], predict(potential, frame)["energy"], rtol=1e-14)
+
+
+def known_elements(tabulated: Potential) -> set[str]:
+    solved = tabulated.tables.finished.solved
+    return {symbol for symbol, own in zip(tabulated.elements, solved.any(1), strict=True) if own}
+
+
 def test_tables_grow_with_the_elements_at_hand():
     elements = ("H", "C", "N", "O", "Na", "Si", "S", "Fe", "Cu", "Au")
     potential = random_potential(example_options(elements=elements), 10)
     tabulated = potential.tabulated()
-    for numbers, known in (((1, 8), {"H", "O"}), ((8, 8), {"H", "O"}), ((29, 8, 79), {"H", "O", "Cu", "Au"})):
+    for numbers, known, pairs in (
+        ((1, 8), {"H", "O"}, 4),
+        ((8, 8), {"H", "O"}, 4),
+        ((29, 8, 79), {"H", "O", "Cu", "Au"}, 12),
+    ):
         frame = make_frame(numbers, np.arange(3 * len(numbers)).reshape(-1, 3) * 0.5)
         exact, found = predict(potential, frame), predict(tabulated, frame)
         assert np.abs(found["forces"] - exact["forces"]).max() < BOUND
-        assert {elements[k] for k in tabulated.tables.elements} == known
+        assert known_elements(tabulated) == known
+        assert tabulated.tables.reports[-1].pairs == pairs
     assert len(tabulated.tables.reports) == 2
 
 
-def test_tables_that_grow_too_large_are_given_up(monkeypatch):
-    from dpa1.model import table
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_new_elements_are_added_to_the_tables_there_are(monkeypatch, precision):
+    elements = ("H", "C", "N", "O", "Cu")
+    potential = random_potential(example_options(elements=elements), 26).set_precision(precision)
+    tabulated = potential.tabulated(elements=("H", "O"))
+    measured, before = [], tabulated.tables.finished
 
-    monkeypatch.setattr(table, "MAX_BYTES", 1)
+    def measure(exact, block, values, steepness):
+        found = dict(table_solve.measure(exact, block, values, steepness))
+        measured.extend(found)
+        return iter(found.items())
+
+    monkeypatch.setattr(table_build, "measure", measure)
+    tabulated.build_tables(("H", "O", "Cu"))
+    after = tabulated.tables.finished
+    old = {0, 3, 15, 18}  # O and H are 3 and 0 of five
+    assert {4, 19, 20, 23, 24} <= set(measured)
+    for pair in old:
+        cells = int(before.grid.cells[pair])
+        assert int(after.grid.cells[pair]) == cells
+        for a, b in zip(before.values, after.values, strict=True):
+            first, second = int(before.grid.row[pair]), int(after.grid.row[pair])
+            assert torch.equal(a[first : first + cells + 5], b[second : second + cells + 5])
+    at_once = potential.tabulated(elements=("H", "O", "Cu"))
+    frame = random_frame(26, atoms=9)
+    forces = [predict(p, frame)["forces"] for p in (tabulated, at_once, potential)]
+    tolerance = BOUND if precision == "float64" else 1e-4 * max(1.0, np.abs(forces[2]).max())
+    assert max(np.abs(f - forces[2]).max() for f in forces[:2]) < tolerance
+
+
+def test_threads_share_growing_tables():
+    """Each thread meets elements in an order of its own; all build each set once and get the forces of one thread."""
+    elements = ("H", "C", "N", "O", "Na", "Cu")
+    potential = random_potential(example_options(elements=elements, attention_layers=0), 24)
+    frames = [random_frame(24, atoms=9)]
+    frames += [make_frame((8, z), [[0.0, 0.0, 0.0], [0.0, 0.0, 1.4]]) for z in (1, 6, 7, 11)]
+    alone = potential.tabulated(elements=elements)
+    expected = [predict(alone, frame)["forces"] for frame in frames]
+    tabulated, start = potential.tabulated(), threading.Barrier(4)
+
+    def work(first: int) -> float:
+        start.wait()
+        order = [*range(first, len(frames)), *range(first)] * 2
+        return max(float(np.abs(predict(tabulated, frames[k])["forces"] - expected[k]).max()) for k in order)
+
+    with ThreadPoolExecutor(4) as pool:
+        errors = list(pool.map(work, range(4)))
+    assert max(errors) < BOUND
+    pairs = [report.pairs for report in tabulated.tables.reports]
+    assert pairs == sorted(set(pairs))
+
+
+def test_tables_in_use_stay_as_they_are():
+    potential = random_potential(example_options(), 25)
+    tabulated = potential.tabulated(elements=("H",))
+    held = tabulated.tables.finished
+    values = [value.clone() for value in held.values]
+    tabulated.build_tables(ELEMENTS)
+    assert tabulated.tables.finished is not held
+    assert all(torch.equal(*both) for both in zip(held.values, values, strict=True))
+    tabulated.tables.clear()
+    assert held.serves(torch.tensor([0]), torch.float64)
+    with pytest.raises(FrozenInstanceError):
+        held.values = ()
+
+
+def test_tables_that_grow_too_large_are_given_up(monkeypatch):
     potential = random_potential(example_options(), 11)
-    tabulated = potential.tabulated()
-    for numbers in ((1, 8), (29, 29), (1, 8)):
+    tabulated = potential.tabulated(elements=("H", "O"))
+    monkeypatch.setattr(table, "MAX_BYTES", 3 * sum(v.nbytes for v in tabulated.tables.finished.values) // 2)
+    for numbers in ((1, 8), (29, 29), (29, 1), (1, 8)):
         frame = pair_frame(1.4, numbers)
         exact, found = predict(potential, frame), predict(tabulated, frame)
         assert np.abs(found["forces"] - exact["forces"]).max() < BOUND
-        assert len(tabulated.tables.elements) == len(set(numbers))
+        assert sum(v.nbytes for v in tabulated.tables.finished.values) <= table.MAX_BYTES
+    assert known_elements(tabulated) >= {"H", "O"}
+
+
+def test_tables_too_large_for_the_elements_at_hand_are_refused(monkeypatch):
+    potential = random_potential(example_options(), 11)
+    monkeypatch.setattr(table, "MAX_BYTES", 1000)
+    with pytest.raises(RunError, match=r"^tables for 2 elements would take .* GB, more than .*: use the model without"):
+        predict(potential.tabulated(), pair_frame(1.4))
+    monkeypatch.undo()
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    with pytest.raises(
+        RunError, match=r"^tables for 3 elements do not fit into memory, of which 0 MB are free: use the"
+    ):
+        potential.tabulated(elements=ELEMENTS)
+
+
+def test_eight_elements_of_the_shipped_model_take_little(monkeypatch):
+    """Knots are as dense as each pair needs, and building runs the networks at a bounded number of places at once."""
+    potential = load_potential("pbe")
+    places = []
+
+    def columns(descriptor, radial, *rest):
+        places.append(radial.numel())
+        return table.columns(descriptor, radial, *rest)
+
+    monkeypatch.setattr(table_solve, "columns", columns)
+    report = potential.tabulated(elements=potential.elements[:8]).tables.reports[0]
+    assert report.rows / report.pairs < 250
+    assert 1e-9 < report.force_error <= BOUND / 4
+    assert max(places) < 4 * table_solve.NODES
 
 
 def test_it_is_saved_as_the_exact_model(tmp_path):
@@ -327,7 +442,7 @@ def test_wide_statistics_only_cost_rows():
     tabulated = potential.tabulated(elements=ELEMENTS)
     frame = random_frame(21, atoms=9)
     assert np.abs(predict(tabulated, frame)["forces"] - predict(potential, frame)["forces"]).max() < BOUND
-    cells = tabulated.tables.grid.cells
+    cells = tabulated.tables.finished.grid.cells
     assert float(cells.max()) > 5 * float(cells.min())
 
 

@@ -28,7 +28,7 @@ from dpa1.model.attention import NeighborAttention, make_keys
 from dpa1.model.elements import TypeEmbedding
 from dpa1.model.networks import EmbeddingNet
 from dpa1.model.rows import Rows
-from dpa1.model.table import Tables, tabulated_features, tabulated_product
+from dpa1.model.table import TableSet, tabulated_features, tabulated_product
 
 
 class Descriptor(nn.Module):
@@ -40,7 +40,6 @@ class Descriptor(nn.Module):
 
     mean: Tensor
     scale: Tensor
-    tables: Tables | None = None  # where set, they stand for the embedding and the first layer's projections
 
     def __init__(self, config: ModelConfig, elements: Sequence[str]) -> None:
         super().__init__()
@@ -74,7 +73,8 @@ class Descriptor(nn.Module):
         faded = self.config.convention == "smooth" or self.config.smooth_attention
         return self.type_net is not None and faded
 
-    def forward(self, rows: Rows) -> Tensor:
+    def forward(self, rows: Rows, tables: TableSet | None = None) -> Tensor:
+        """``tables``, where given, stand for the embedding and the first layer's projections."""
         config = self.config
         table = self.type_embedding()
         mean, scale = self.mean[rows.centre_type], self.scale[rows.centre_type]
@@ -89,7 +89,7 @@ class Descriptor(nn.Module):
             # Without the mean: a neighbour at the cutoff must leave the contraction at exactly zero.
             contracted = rows.environment[..., 0] / radial_scale
         matrix = torch.cat([contracted.unsqueeze(-1), rows.environment[..., 1:] / angular_scale], dim=-1)
-        product = self._product(radial, matrix, rows, table)
+        product = self._product(radial, matrix, rows, table, tables)
         if config.convention == "deepmd":
             if config.subtract_mean:
                 product = product + self._empty_slots(rows, -mean / scale[..., 0], table)
@@ -103,18 +103,18 @@ class Descriptor(nn.Module):
             descriptor = torch.cat([descriptor, table[rows.centre_type]], dim=-1)
         return descriptor
 
-    def _product(self, radial: Tensor, matrix: Tensor, rows: Rows, table: Tensor) -> Tensor:
+    def _product(self, radial: Tensor, matrix: Tensor, rows: Rows, table: Tensor, tables: TableSet | None) -> Tensor:
         """(n, K) radial inputs, (n, K, 4) environment matrix → (n, C, 4) features contracted over the neighbours."""
         if not self.attention and self.type_net is None:
-            if self.tables is not None:
-                return tabulated_product(self, self.tables, radial, matrix, rows, table)
+            if tables is not None:
+                return tabulated_product(self, tables, radial, matrix, rows, table)
             pair, types = self._type_pairs(rows.neighbor_type, rows.centre_type.unsqueeze(1), table)
             return self.embedding.contracted_pairs(radial, pair, types, matrix)
         projected: Projected | None = None
-        if self.tables is None:
+        if tables is None:
             features = self.pair_features(radial, rows.neighbor_type, rows.centre_type.unsqueeze(1), rows.weight, table)
         else:
-            features, projected = tabulated_features(self, self.tables, radial, rows, table)
+            features, projected = tabulated_features(self, tables, radial, rows, table)
         if self.attention:
             keys = make_keys(self.config, rows)
             for layer in self.attention:

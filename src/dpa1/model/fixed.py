@@ -7,7 +7,7 @@ pairs reaches beyond the cutoff (a skin); each evaluation moves the neighbours w
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from dpa1.kernels.wanted import geometry_only
 from dpa1.model.potential import Potential
 from dpa1.model.rows import rows_of
+from dpa1.model.table import TableSet
 
 
 class Answer(NamedTuple):
@@ -36,7 +37,7 @@ class FixedShapes:
 
     Parameters
     ----------
-    potential: frozen; its tables, if any, hold the elements of ``numbers``.
+    potential: frozen. What tables it has are kept, so that a recording never reads memory given back.
     numbers: (N,) atomic numbers on the potential's device.
     level: index of the level of theory.
     listed, width: slots per atom of the list, and of those within the cutoff.
@@ -46,8 +47,9 @@ class FixedShapes:
         self.potential, self.level, self.width = potential, level, width
         self.types = potential.types(numbers)
         self.first_type = self.types[:1].expand(len(numbers))
+        self.tables: TableSet | None = None
         if potential.tables is not None:
-            potential.tables.prepare(potential, self.types)
+            self.tables = replace(potential.tables.prepare(potential, self.types), all_inside=True)
         device = numbers.device
         self.positions = torch.zeros(len(numbers), 3, dtype=torch.float64, device=device)
         self.cell = torch.zeros(3, 3, dtype=torch.float64, device=device)
@@ -89,11 +91,10 @@ class FixedShapes:
             neighbor = self.neighbor.gather(1, source)
             vectors = vectors.gather(1, source.unsqueeze(-1).expand(-1, -1, 3))
         vectors.requires_grad_()
-        tables = potential.tables
-        with torch.enable_grad(), tables.all_inside() if tables is not None else nullcontext():
+        with torch.enable_grad():
             types, visible = self.types[neighbor], potential._visible
             rows = rows_of(vectors, mask, self.types, types, self.first_type, visible, config, potential.dtype)
-            energies, _ = potential.energies(rows, self.level)
+            energies, _ = potential.energies(rows, self.level, self.tables)
             with geometry_only():
                 (slope,) = torch.autograd.grad(energies.sum(), vectors)
         forces = slope.sum(1).index_add(0, neighbor.flatten(), -slope.flatten(0, 1))

@@ -34,6 +34,7 @@ from dpa1.model.initial import spread_radial_steps
 from dpa1.model.networks import FittingNet
 from dpa1.model.rows import RowPlan, Rows, make_rows, plan_rows, rows_of
 from dpa1.model.slots import deepmd_order
+from dpa1.model.table import TableSet
 from dpa1.model.tabulable import Tabulable
 from dpa1.model.threads import threads_for_blocks
 
@@ -50,13 +51,14 @@ Pieces = tuple[Tensor, Tensor, Tensor]  # atomic energies, slopes along the pair
 
 @dataclass(frozen=True)
 class View:
-    """A batch as one model sees it: (N,) element indices, the first of each atom's frame, and its P pairs (Å)."""
+    """A batch as one model sees it: (N,) element indices, the first of each atom's frame, its P pairs (Å), and any tables."""
 
     types: Tensor
     first_type: Tensor
     centre: Tensor
     neighbor: Tensor
     vectors: Tensor
+    tables: TableSet | None
 
 
 class Potential(Tabulable):
@@ -244,8 +246,7 @@ class Potential(Tabulable):
     def _view(self, batch: Batch) -> View:
         """The pairs the model sees: all within the cutoff; deepmd convention: the nearest ``sel`` of each atom."""
         types = self.types(batch.numbers)
-        if self.tables is not None:
-            self.tables.prepare(self, types)
+        tables = self.tables.prepare(self, types) if self.tables is not None else None
         centre, neighbor, shift = batch.centre, batch.neighbor, batch.shift
         keep: Tensor | None = None
         if self.config.slot_statistics:
@@ -260,22 +261,22 @@ class Potential(Tabulable):
         positions = batch.positions
         vectors = positions.index_select(0, neighbor).sub_(positions.index_select(0, centre)).add_(shift)
         first = torch.cumsum(batch.n_atoms, 0) - batch.n_atoms
-        return View(types, types[first][batch.frame], centre, neighbor, vectors)
+        return View(types, types[first][batch.frame], centre, neighbor, vectors, tables)
 
     def _evaluate(
         self, plan: RowPlan, view: View, vectors: Tensor, neighbor: Tensor, level: Level
     ) -> tuple[Tensor, Tensor]:
         """Atomic energies (n,) eV float64 and descriptors (n, D) of one block of centre atoms."""
         rows = make_rows(plan, vectors, view.types, neighbor, view.first_type, self._visible, self.config, self.dtype)
-        return self.energies(rows, level if isinstance(level, int) else level[plan.atoms])
+        return self.energies(rows, level if isinstance(level, int) else level[plan.atoms], view.tables)
 
     @property
     def _visible(self) -> Tensor | None:
         return self._visible_pairs if self._hides_types else None
 
-    def energies(self, rows: Rows, level: Level) -> tuple[Tensor, Tensor]:
+    def energies(self, rows: Rows, level: Level, tables: TableSet | None) -> tuple[Tensor, Tensor]:
         """Atomic energies (n,) eV float64 and descriptors (n, D) of rows at one level, or each at its own (n,)."""
-        descriptor = self.descriptor(rows)
+        descriptor = self.descriptor(rows, tables)
         energy = self._fit(descriptor.to(self.fitting.output.weight.dtype), level).double()
         energy = energy + self.energy_bias[level, rows.centre_type]
         if self.config.exclude_elements:
@@ -329,7 +330,8 @@ class Potential(Tabulable):
             with torch.set_grad_enabled(derive), geometry_only():
                 vectors.requires_grad_(derive)
                 rows = rows_of(vectors, filled, centre, near, first, self._visible, self.config, self.dtype)
-                energies, descriptor = self.energies(rows, level if isinstance(level, int) else level[plan.atoms])
+                own = level if isinstance(level, int) else level[plan.atoms]
+                energies, descriptor = self.energies(rows, own, view.tables)
                 if derive and pairs:
                     (found,) = torch.autograd.grad(energies.sum(), vectors)
                     slope[plan.pairs[filled]] = found[filled]

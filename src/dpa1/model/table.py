@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from dpa1.model.rows import Rows
 
 log = logging.getLogger("dpa1")
+_building = threading.Lock()  # threads that need the same tables build them once
 R_MIN = 0.5  # Å; below, the networks run
 EDGE = 1  # knots kept beyond either end of the range, so that rounding never leaves it
-MAX_BYTES = 1 << 30  # of one set of tables; beyond, tables of elements not at hand are given up
+MAX_BYTES = 1 << 30  # of one set of tables; beyond, those of elements not at hand are given up
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class TableReport:
 
     Attributes
     ----------
-    elements: whose pairs the tables now cover; ``pairs`` of them, ``rows`` rows, ``megabytes`` MB.
-    spacing: distance of knots, in units of the normalised radial input.
+    elements: of which there are tables now: for ``pairs`` ordered pairs, in ``rows`` rows, ``megabytes`` MB.
+    spacing: distance of knots, in units of the normalised radial input; the median of all pairs.
     value_error: largest error of any tabulated number between the knots.
-    force_error: eV/Å; largest error of a force on the sample structures, tables and networks in float64.
+    force_error: eV/Å; largest error of a force on sample structures of the elements asked for, tables and networks in float64.
     rounding: eV/Å; the same in the potential's own precision and on its device, None where that is float64 on a CPU.
     exact_rounding: eV/Å; what that precision costs without tables.
     precision: that precision and device.
@@ -71,95 +72,48 @@ class TableReport:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where each ordered element pair (centre·E + neighbour) lies: x = s·inverse + origin, cells of it, its first row."""
+    """Where each ordered element pair (centre·E + neighbour) lies: x = s·inverse + origin, its cells and its first row.
+
+    A pair without a table, which an empty slot may name, has one cell in the first row.
+    """
 
     inverse: Tensor
     origin: Tensor
     cells: Tensor
     row: Tensor
 
-    def to(self, dtype: torch.dtype, device: torch.device) -> Grid:
-        return Grid(
-            self.inverse.to(device, dtype),
-            self.origin.to(device, dtype),
-            self.cells.to(device, dtype),
-            self.row.to(device),
-        )
 
+@dataclass(frozen=True)
+class TableSet:
+    """Finished tables. Nothing of them ever changes, so a prediction that holds them is undisturbed by others.
 
-class Tables:
-    """The tables of one potential, built when elements are first seen. They hold constants: weights must not change.
-
-    Parameters
+    Attributes
     ----------
-    max_force_error: eV/Å; bound on the error of forces, in float64, on which the spacing of the knots depends.
+    solved: (E, E) whether the ordered pair of a centre and a neighbour element has a table.
+    values: (R, C) coefficients of each of T tabulated quantities, for all pairs.
+    slope_error: (E², T) float64 on the CPU, Å⁻¹; largest error of a pair's slopes along the distance.
+    value_error: (E²,) likewise, of the values themselves.
+    all_inside: no pair is closer than ``R_MIN``, as the caller vouches: nothing has to wait for the device to tell.
     """
 
-    def __init__(self, max_force_error: float) -> None:
-        self.max_force_error = max_force_error
-        self.reports: list[TableReport] = []
-        self._all_inside = False
-        self.clear()
+    solved: Tensor
+    grid: Grid
+    values: tuple[Tensor, ...]
+    slope_error: Tensor
+    value_error: Tensor
+    all_inside: bool = False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tables:
-        # Finished tables are constants that copies share; another precision or device makes new ones.
-        return copy.copy(self)
+    def matches(self, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether they are in this precision and on this device."""
+        return self.values[0].dtype == dtype and self.solved.device == device
 
-    def clear(self) -> None:
-        """Forget all tables; the next use builds what it needs."""
-        self.elements: frozenset[int] = frozenset()
-        self.grid: Grid | None = None
-        self.values: tuple[Tensor, ...] = ()
-        self._known: Tensor | None = None
-
-    def install(self, grid: Grid, values: tuple[Tensor, ...], elements: frozenset[int], count: int) -> None:
-        """Take finished tables for ``elements`` of the ``count`` there are."""
-        self.grid, self.values, self.elements = grid, values, elements
-        self._known = torch.zeros(count, dtype=torch.bool, device=values[0].device)
-        self._known[list(elements)] = True
-
-    def ready(self, types: Tensor, dtype: torch.dtype) -> bool:
-        """Whether all element indices (N,) are covered, in this precision and on their device."""
-        known = self._known
-        if known is None or known.device != types.device or self.values[0].dtype != dtype:
+    def serves(self, types: Tensor, dtype: torch.dtype) -> bool:
+        """Whether all pairs among the element indices (N,) have tables, in this precision and on their device."""
+        if not self.matches(dtype, types.device):
             return False
-        return bool(known[types].all())
-
-    def prepare(self, potential: Potential, types: Tensor) -> None:
-        """Build what is missing for the element indices (N,) of a batch.
-
-        Raises
-        ------
-        RunError
-            when the bound cannot be met.
-        """
-        if self.ready(types, potential.dtype):
-            return
-        from dpa1.model.table_build import build
-
-        wanted = frozenset(types.unique().tolist())
-        same = bool(self.values) and self.values[0].dtype == potential.dtype and self.values[0].device == types.device
-        elements = wanted | self.elements if same else wanted
-        # What a caller's inference mode would create could not be differentiated through later.
-        with torch.inference_mode(False):
-            built = build(potential, elements, self.max_force_error, MAX_BYTES, wanted)
-            self.install(
-                built.grid.to(potential.dtype, types.device),
-                tuple(value.to(types.device, potential.dtype) for value in built.values),
-                built.elements,
-                len(potential.elements),
-            )
-        self.reports.append(built.report)
-        log.info("%s", built.report)
-
-    @contextmanager
-    def all_inside(self) -> Iterator[None]:
-        """Inside, no pair is closer than ``R_MIN``, as the caller vouches: nothing has to wait for the device to tell."""
-        self._all_inside = True
-        try:
-            yield
-        finally:
-            self._all_inside = False
+        present = torch.zeros(len(self.solved), dtype=torch.bool, device=types.device)
+        present[types] = True
+        return not bool((present & present.unsqueeze(1) & ~self.solved).any())
 
     def lookup(self, radial: Tensor, pair: Tensor, exact: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """All tabulated quantities: radial, pair (n, K) → each (n, K, C).
@@ -186,20 +140,73 @@ class Tables:
 
     def _places(self, radial: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(n, K) place within a cell, its first row, and which are out of range, or None for no slot."""
-        assert self.grid is not None
         x = radial * self.grid.inverse[pair] + self.grid.origin[pair]
         with torch.no_grad():
             cells = self.grid.cells[pair]
             outside = (x < 0) | (x >= cells)
             cell = torch.minimum(x.floor().clamp_(min=0), cells - 1)
             row = self.grid.row[pair] + cell.long()
-            far = not self._all_inside and bool(outside.any())
+            far = not self.all_inside and bool(outside.any())
         place = x - cell
         return (place.masked_fill(outside, 0.5), row, outside) if far else (place, row, None)
 
 
+class Tables:
+    """The tables of one potential, built when elements are first seen. They hold constants: weights must not change.
+
+    Parameters
+    ----------
+    max_force_error: eV/Å; bound on the error of forces, in float64, on which the spacing of the knots depends.
+    """
+
+    def __init__(self, max_force_error: float, finished: TableSet | None = None) -> None:
+        self.max_force_error = max_force_error
+        self.finished = finished
+        self.reports: list[TableReport] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tables:
+        # Finished tables are constants that copies share; another precision or device makes new ones.
+        return copy.copy(self)
+
+    def clear(self) -> None:
+        """Forget all tables; the next use builds what it needs."""
+        self.finished = None
+
+    def prepare(self, potential: Potential, types: Tensor) -> TableSet:
+        """Tables for the element indices (N,) of a batch; what is missing is built first.
+
+        A prediction asks once and uses what it gets to its end, whatever other threads add meanwhile.
+
+        Raises
+        ------
+        RunError
+            when the bound cannot be met, or the tables would be too large.
+        """
+        finished = self.finished
+        if finished is not None and finished.serves(types, potential.dtype):
+            return finished
+        with _building:
+            finished = self.finished
+            if finished is None or not finished.serves(types, potential.dtype):
+                finished = self.finished = self._extended(potential, types)
+            return finished
+
+    def _extended(self, potential: Potential, types: Tensor) -> TableSet:
+        from dpa1.model.table_build import build
+
+        wanted, old = types.unique().tolist(), self.finished
+        if old is not None and not old.matches(potential.dtype, types.device):
+            old = None
+        # What a caller's inference mode would create could not be differentiated through later.
+        with torch.inference_mode(False):
+            found, report = build(potential, wanted, old, self.max_force_error, MAX_BYTES)
+        self.reports.append(report)
+        log.info("%s", report)
+        return found
+
+
 def tabulated_features(
-    descriptor: Descriptor, tables: Tables, radial: Tensor, rows: Rows, types: Tensor
+    descriptor: Descriptor, tables: TableSet, radial: Tensor, rows: Rows, types: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
     """Pair features (n, K, C) and, where they are tabulated, the first layer's queries, keys and values (n, K, W)."""
     pair, exact = _lookup_arguments(descriptor, radial, rows, types)
@@ -211,7 +218,7 @@ def tabulated_features(
 
 
 def tabulated_product(
-    descriptor: Descriptor, tables: Tables, radial: Tensor, matrix: Tensor, rows: Rows, types: Tensor
+    descriptor: Descriptor, tables: TableSet, radial: Tensor, matrix: Tensor, rows: Rows, types: Tensor
 ) -> Tensor:
     """Without attention: pair features contracted with the environment matrix (n, K, 4) → (n, C, 4)."""
     pair, exact = _lookup_arguments(descriptor, radial, rows, types)

@@ -16,15 +16,14 @@ from dpa1.model.table import Tables
 if TYPE_CHECKING:
     from typing import Self
 
-    from dpa1.model.descriptor import Descriptor
     from dpa1.model.potential import Potential
 
 
 class Tabulable(nn.Module):
     """The part of ``Potential`` that deals with tables."""
 
-    descriptor: Descriptor
     energy_bias: Tensor
+    _tables: Tables | None = None
 
     def types(self, numbers: Tensor) -> Tensor:
         """(N,) atomic numbers → element indices."""
@@ -33,7 +32,7 @@ class Tabulable(nn.Module):
     @property
     def tables(self) -> Tables | None:
         """Those of a potential made by ``tabulated``; their ``reports`` say what was built and measured."""
-        return self.descriptor.tables
+        return self._tables
 
     def tabulated(self, max_force_error: float = 1e-6, elements: Iterable[str] | None = None) -> Self:
         """A copy that looks up in tables what depends on one distance and two elements only; faster, for inference.
@@ -55,7 +54,7 @@ class Tabulable(nn.Module):
         if not max_force_error > 0:
             raise UserError(f"max_force_error: must be positive, in eV/Å (given: {max_force_error:g})")
         copied = copy.deepcopy(self).eval().requires_grad_(False)
-        copied.descriptor.tables = Tables(max_force_error)
+        copied._tables = Tables(max_force_error)
         if elements is not None:
             copied.build_tables(elements)
         return copied
