@@ -165,4 +165,6 @@ def test_forces_in_inference_mode():
     expected = potential.predict(make_batch([frame], CUTOFF))["forces"]
     with torch.inference_mode():
         found = potential.predict(make_batch([frame], CUTOFF))["forces"]
+        tabulated = potential.tabulated().predict(make_batch([frame], CUTOFF))["forces"]
     assert torch.equal(found, expected)
+    assert torch.allclose(tabulated, expected, atol=1e-5)

@@ -34,6 +34,7 @@ class Tabulable(nn.Module):
         """Those of a potential made by ``tabulated``; their ``reports`` say what was built and measured."""
         return self._tables
 
+    @torch.inference_mode(False)  # as a potential that is loaded
     def tabulated(self, max_force_error: float = 1e-6, elements: Iterable[str] | None = None) -> Self:
         """A copy that looks up in tables what depends on one distance and two elements only; faster, for inference.
 
