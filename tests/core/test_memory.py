@@ -58,10 +58,10 @@ def test_same_result_in_pieces(potential, batch, error, monkeypatch, caplog):
     expected = potential.predict(batch, descriptor=True)
     energies = Potential.energies
 
-    def scarce(self, rows, level):
+    def scarce(self, rows, level, tables=None):
         if rows.mask.numel() > 200:
             raise error
-        return energies(self, rows, level)
+        return energies(self, rows, level, tables)
 
     monkeypatch.setattr(Potential, "energies", scarce)
     found = potential.predict(batch, descriptor=True)

@@ -192,11 +192,12 @@ def test_truncated_anywhere(kind, originals, share):
     expected = len(read(path))
     whole = file.read_bytes()
     try:
-        file.write_bytes(whole[: int(share * len(whole))])
+        cut = int(share * len(whole))
+        file.write_bytes(whole[:cut])
         frames = attempt(path)
         if frames is not None:
             # Extended XYZ has no end mark: a cut exactly between two frames leaves a good, shorter file.
-            between = kind == "xyz" and file.read_bytes().endswith(b"\n")
+            between = kind == "xyz" and b"\n" in whole[cut - 1 : cut + 1]
             assert len(frames) == expected or (between and len(frames) < expected)
     finally:
         file.write_bytes(whole)
