@@ -67,9 +67,13 @@ class Task:
     level: str = "pbe"
     least: int = 2
 
+    def takes(self, arm: str, frames: int) -> bool:
+        """Whether there is such a point of a curve."""
+        return frames >= self.least or (frames == ZERO and arm == "finetune")
+
 
 TASKS = (
-    Task("NbMoTaW", "NbMoTaW_snap/train.xyz.gz", "NbMoTaW_snap/test.xyz.gz", 54, only_test="Multinary_Test", least=4,
+    Task("NbMoTaW", "NbMoTaW_snap/train.xyz.gz", "NbMoTaW_snap/test.xyz.gz", 54, only_test="Multinary_Test", least=8,
          settings=(Setting(5e-3, 3e-3, "lora"), Setting(2e-3, 3e-3, "lora"), Setting(2e-3, 3e-3, "lora")),
          what="alloy, element transfer: elements and binaries of Nb, Mo, Ta, W → ternary and quaternary cells (PBE)"),
     Task("LiGePS", "LiGePS_SSE_PBE/train_50atoms.xyz.gz", "LiGePS_SSE_PBE/test_50atoms.xyz.gz", 50,
@@ -225,7 +229,7 @@ def asked(args: argparse.Namespace) -> Iterator[Run]:
                 if task.name not in args.tasks or frames > _available(task, args.data):
                     continue
                 for arm in args.arms:
-                    if frames < task.least and (arm == "scratch" or frames != ZERO):
+                    if not task.takes(arm, frames):
                         continue
                     for multiple in args.multiples:
                         for rate in args.rates or [None]:

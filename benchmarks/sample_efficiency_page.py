@@ -55,7 +55,7 @@ def write_page(args: argparse.Namespace) -> None:
     rows = [json.loads(path.read_text()) for path in sorted(args.work.glob("*/result.json"))]
     wanted = {
         Run(task, arm, frames, seed).name
-        for task in TASKS for arm in ARMS for frames in (ZERO, *STEPS) for seed in args.seeds
+        for task in TASKS for arm in ARMS for frames in (ZERO, *STEPS) for seed in args.seeds if task.takes(arm, frames)
     }  # fmt: skip
     usual = {(task.name, frames): Run(task, ARMS[0], frames, 1).steps for task in TASKS for frames in (ZERO, *STEPS)}
     longer = [row for row in rows if row["steps"] != usual[row["task"], row["frames"]]]
@@ -89,8 +89,8 @@ INTRODUCTION = """# Sample efficiency: from scratch and from the pretrained mode
 Force and energy errors on the test split of five tasks that are in none of the pretraining data, after training from scratch
 and after fine-tuning `{base}`. Both arms have the same architecture, frames, batches, loss, number of optimizer steps and
 schedule; for each task and arm the learning rate, and for fine-tuning the method, is the best, or within 5 % of the best, of
-those tried with 8 frames (for up to 16), with 32 (for 32 and 64) and with 128 (for more); below is what was tried. Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in
-brackets where there is more than one. The runs are short (10–60 s of one core), so the curves flatten where the number of steps
+those tried with 8 frames (for up to 16), with 32 (for 32 and 64) and with 128 (for more); below is what was tried. Up to {seeds}
+seeds, which draw both the frames and the initial weights; medians, with the range in brackets where there is more than one. The runs are short (10–60 s of one core), so the curves flatten where the number of steps
 limits them, not the number of frames. Energies carry a per-element bias fitted to the training frames in both
 arms. *Zero-shot* is the pretrained model with its energy bias refitted to 8 frames, nothing else changed.
 """
