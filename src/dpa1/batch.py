@@ -17,7 +17,7 @@ from dpa1.neighbors import Neighbors, find_neighbors
 from dpa1.neighbors_device import find_on_device
 
 LARGE = 2000  # atoms of a frame from which on a search on a GPU is worth its launches
-SHARED_SEARCH = 10_000  # atoms of a frame from which threads share its search
+SHARED_SEARCH = 100  # atoms of a frame from which threads share its search
 
 
 @dataclass(frozen=True, eq=False)
