@@ -427,6 +427,12 @@ def test_a_worse_model_is_called_worse(force, energy, named):
     assert f"test data's {named}" in said or not named
 
 
+def test_test_frames_that_choose_the_best_model_are_pointed_out(base, data, tmp_path):
+    both = tmp_path / "test.xyz"
+    result, _ = tune(base, data, tmp_path, valid=both, test=both)
+    assert "note: 4 of the 4 test frames are validation frames, too" in (result.folder / "train.log").read_text()
+
+
 def test_steps_are_whole_numbers():
     found = [steps_for(frames) for frames in (1, 10, 100, 1000, 10_000, 10**6)]
     assert found == [400, 600, 2000, 6300, 20_000, 20_000]

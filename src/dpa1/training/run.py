@@ -14,6 +14,7 @@ import torch
 from dpa1.config.run import RunConfig, complete_values, config_from, load_config, write_config
 from dpa1.container import replace_file
 from dpa1.data.outliers import dropped_csv, summary
+from dpa1.data.overlap import overlap
 from dpa1.data.table import LABELS
 from dpa1.errors import RunError, UserError, counted
 from dpa1.kernels.allocator import keep_freed_memory
@@ -297,6 +298,12 @@ def _describe(data: Data, config: RunConfig, report: Report) -> None:
             least, most = int(part.sizes.min()), int(part.sizes.max())
             sizes = counted(least, "atom") if least == most else f"{least}–{most} atoms"
             report.say(f"{name}: {counted(len(part), 'frame')} of {sizes}; labels: {coverage or 'none'}")
+    chosen_on = len(overlap(data.valid, data.test)) if data.valid is not None and data.test is not None else 0
+    if data.test is not None and chosen_on:
+        report.say(
+            f"note: {chosen_on} of the {counted(len(data.test), 'test frame')} are validation frames, too, on which the best model is "
+            "chosen, so it looks better on them than on new ones"
+        )
     if data.train.coverage["virial"] and "virial" not in config.loss.terms:
         report.say("note: the training data have virials, which the loss ignores; set loss.virial to use them")
 
