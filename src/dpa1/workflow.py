@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpa1.config.finetune import OUTPUT
 from dpa1.config.run import RunConfig, config_from, load_config, read_values
 from dpa1.errors import UserError
 from dpa1.interop.load import load_potential
@@ -86,7 +87,7 @@ def finetune(
     chosen = _given({"steps": steps, "learning_rate": learning_rate})
     values["training"] = {**(values.get("training") or {}), **chosen}
     folder = None if output is None else str(output)
-    values = {"output": "finetuned", **values, **_given({"output": folder, "seed": seed})}
+    values = {"output": OUTPUT, **values, **_given({"output": folder, "seed": seed})}
     complete = config_from(values, where)
     if (Path(complete.output) / "config.yaml").exists():
         raise UserError(

@@ -9,7 +9,7 @@ import typer
 
 from dpa1.cli.data import Label, TypeMap, parse_labels, parse_type_map
 from dpa1.cli.terminal import draw, keep_trace_in
-from dpa1.config.finetune import Method
+from dpa1.config.finetune import OUTPUT, Method
 from dpa1.errors import UserError
 
 
@@ -64,7 +64,7 @@ def finetune_command(
     values = (read_values(config) if config is not None else None) or {}
     if not isinstance(values, dict):
         raise UserError(f"{config}: holds no sections of settings, such as training: or loss:")
-    keep_trace_in(output or Path(str(values.get("output") or "finetuned")))
+    keep_trace_in(output or Path(str(values.get("output") or OUTPUT)))
     section = dict(values.get("data") or {})
     if label:
         section["labels"] = parse_labels(label)

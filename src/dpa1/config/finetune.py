@@ -10,6 +10,7 @@ from dpa1.config.base import Section
 
 Method = Literal["full", "heads", "freeze", "lora"]
 RANK = 8
+OUTPUT = "finetuned"  # the run folder where none is named
 
 
 class FinetuneConfig(Section):

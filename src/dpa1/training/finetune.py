@@ -162,6 +162,7 @@ class Finetune:
             return []
         if trained_again:
             check_overlap(replay, test, "test")
+            return []
         known = len(overlap(replay, test))
         what = f"{known} of the {counted(len(test), 'test frame')}"
         return [f"note: the base was trained on {what}, which its replay set holds"] if known else []
@@ -304,14 +305,13 @@ def _worse(change: Change) -> list[str]:
     lines = []
     for part, title in (("valid", "validation"), ("test", "test")):
         after, before = change.after.get(part) or {}, change.before.get(part) or {}
-        for quantity in ("force_rmse", "energy_rmse"):
-            if after.get(quantity, math.nan) == after.get(quantity, math.nan):
-                if after[quantity] > before[quantity]:
-                    lines.append(
-                        f"warning: the {title} data's {quantity.partition('_')[0]} error is larger than the base's: the training "
-                        "frames are too few or too unlike them; add frames like them, or take fewer steps"
-                    )
-                break
+        measured = [q for q in ("force", "energy") if not math.isnan(after.get(f"{q}_rmse", math.nan))][:1]
+        lines += [
+            f"warning: the {title} data's {q} error is larger than the base's: the training frames are too few or too unlike "
+            "them; add frames like them, or take fewer steps"
+            for q in measured
+            if after[f"{q}_rmse"] > before[f"{q}_rmse"]
+        ]
     return lines
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dpa1.kernels import reference
+from dpa1.kernels import embedding_net, reference
 from dpa1.kernels.gpu import common
 from dpa1.kernels.gpu.common import dense, dot, load_rows, padded, store_rows, tanh, tile
 from dpa1.kernels.reference import DenseLayer
@@ -32,9 +32,8 @@ def supports(
     activation: Callable[[Tensor], Tensor],
 ) -> bool:
     """Three layers of tanh up to 128 wide, with biases, without a learned timestep or a residual around the first one."""
-    plain = all(layer.bias is not None and layer.timestep is None for layer in layers)
     narrow = all(layer.weight.shape[1] <= 128 for layer in layers)
-    return activation is torch.tanh and plain and narrow and len(layers) == 3 and layers[0].repeats == 0
+    return narrow and len(layers) == 3 and embedding_net.supports(radial, pair, table, layers, activation)
 
 
 def run(
