@@ -16,6 +16,7 @@ many nodes make small, s̄ would lose one or two digits in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,10 +73,17 @@ def _steps(found: Nodes) -> Tensor:
     return torch.cat([table[:, :-1] - table[:, 1:], table[:, -1:]], 1).flatten(0, 1)
 
 
-def _spread(out: Tensor, weights: Tensor, values: Tensor, places: Tensor) -> Tensor:
-    """Add to ``out`` the weights (P, 6) times values (P, 4) at their places (P, 24) among all its numbers."""
-    out.view(-1).scatter_add_(0, places.view(-1), (weights.unsqueeze(-1) * values.unsqueeze(1)).view(-1))
-    return out
+def _density(first: Tensor, weights: Tensor, values: Tensor, rows: int) -> Tensor:
+    """(rows, 4): the weights (P, 6) times values (P, 4), summed at the six rows from ``first`` (P,) on."""
+    # scipy's sparse product takes a fifth of the time of torch's scattered sums.
+    from scipy.sparse import csc_array
+
+    pairs = len(first)
+    kind = torch.int32 if ORDER * max(pairs, rows) < 2**31 else torch.int64
+    places = first.to(kind).unsqueeze(1) + torch.arange(ORDER, dtype=kind)
+    starts = torch.arange(0, ORDER * pairs + 1, ORDER, dtype=kind)
+    matrix = csc_array((weights.view(-1).numpy(), places.view(-1).numpy(), starts.numpy()), shape=(rows, pairs))
+    return torch.from_numpy(matrix @ values.numpy())
 
 
 class _Cumulative(torch.autograd.Function):
@@ -85,12 +93,11 @@ class _Cumulative(torch.autograd.Function):
     def forward(
         ctx: Any, s: Tensor, rows: Tensor, first: Tensor, place: Tensor, step: float, count: int, total: int
     ) -> Tensor:
-        places = (4 * first).unsqueeze(1) + torch.arange(ORDER * 4)
         weight, slope = spline_weights(0, place), slope_weights(place) / -step
         ctx.count = count
-        ctx.save_for_backward(rows, first, places, weight, slope)
-        density = rows.new_zeros(len(rows) * total // count, count, 4)
-        return _spread(density, weight, rows.view(-1, 4), places).cumsum_(1).view(len(rows), total, 4)
+        ctx.save_for_backward(rows, first, weight, slope)
+        density = _density(first, weight, rows.view(-1, 4), len(rows) * total)
+        return density.view(-1, count, 4).cumsum_(1).view(len(rows), total, 4)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
@@ -106,10 +113,10 @@ class _Slopes(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, bar: Tensor, count: int, rows: Tensor, first: Tensor, places: Tensor, weight: Tensor, slope: Tensor
+        ctx: Any, bar: Tensor, count: int, rows: Tensor, first: Tensor, weight: Tensor, slope: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.shape = len(bar) * bar.shape[1] // count, count, 4
-        ctx.save_for_backward(rows, places, weight, slope)
+        ctx.save_for_backward(rows, first, weight, slope)
         cumulative = bar.view(ctx.shape).cumsum(1).view(-1, 4)
         last = first - first % count + count - 1  # row of the same kind of pairs
         rows_bar = cumulative.index_select(0, last) - spline_sums(first - 1, cumulative, weight)[0]
@@ -118,9 +125,10 @@ class _Slopes(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, s_bar: Tensor, rows_bar: Tensor) -> tuple[Tensor | None, ...]:
-        rows, places, weight, slope = ctx.saved_tensors
+        rows, first, weight, slope = ctx.saved_tensors
         if torch.is_grad_enabled() or geometry_wanted():
             raise NotImplementedError("a training step asks for no such derivative of the density")
-        out = _spread(rows.new_zeros(ctx.shape), weight, rows_bar.reshape(-1, 4), places).cumsum_(1)
-        _spread(out, slope, s_bar.unsqueeze(-1) * rows.view(-1, 4), places)
-        return out.view(len(rows), -1, 4), *(None,) * 6
+        total = math.prod(ctx.shape[:2])
+        out = _density(first, weight, rows_bar.reshape(-1, 4), total).view(ctx.shape).cumsum_(1)
+        out += _density(first, slope, s_bar.unsqueeze(-1) * rows.view(-1, 4), total).view(ctx.shape)
+        return out.view(len(rows), -1, 4), *(None,) * 5

@@ -67,7 +67,9 @@ PATHS = (
     Path("embedding", "cuda", "dpa1.kernels.gpu.embedding", "embedding net in one kernel"),
     Path("gated_attention", "cuda", "dpa1.kernels.gpu.attention", "attention tile by tile"),
     Path("contraction", "cuda", "dpa1.kernels.gpu.contraction", "contraction over neighbours in one kernel"),
+    Path("environment", "cpu", "dpa1.kernels.environment", "environment matrix with hand-derived derivatives"),
     Path("embedding", "cpu", "dpa1.kernels.embedding", "embedding net with its slope carried along"),
+    Path("fitting", "cpu", "dpa1.kernels.fitting", "fitting net with hand-derived derivatives"),
     Path("contracted_embedding", "cpu", "dpa1.kernels.contracted_embedding", "embedding net contracted with its slope"),
     Path("contracted_spline", "cpu", "dpa1.kernels.contracted_spline", "spline tables contracted some atoms at a time"),
     Path("attention_layer", "cpu", "dpa1.kernels.attention", "attention layer with hand-derived derivatives"),
@@ -104,6 +106,13 @@ def embedding(
 ) -> Tensor:
     """See ``reference.embedding``."""
     return _pick("embedding", radial.dtype, radial.device, radial, pair, table, layers, activation)
+
+
+def fitting(
+    x: Tensor, layers: Sequence[DenseLayer], output: DenseLayer, activation: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """See ``reference.fitting``. Without a path of its own, it is made of linear layers."""
+    return _pick("fitting", x.dtype, x.device, x, layers, output, activation)
 
 
 def gated_attention(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> Tensor:
@@ -169,6 +178,9 @@ def _pick(operation: str, dtype: torch.dtype, device: torch.device, *arguments: 
             return path.run(*arguments)
     if operation == "attention_layer":
         return _layer_of_parts(*arguments)
+    if operation == "fitting":
+        x, layers, output, activation = arguments
+        return reference.fitting(x, layers, output, activation, linear)
     if operation == "contracted_embedding":
         return contraction(embedding(*arguments[:-1]), arguments[-1])
     if operation == "contracted_spline":

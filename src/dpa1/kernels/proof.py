@@ -69,9 +69,8 @@ def derivatives(run: Callable[..., Any], sample: Sample, inputs: list[Tensor]) -
         asked = [] if sample.training else [*along, *x]
         second = torch.autograd.grad(phi, asked, retain_graph=True, materialize_grads=True) if asked else ()
         with wanted.parameters_only():
-            training = (
-                torch.autograd.grad(phi, x[sample.geometry :], materialize_grads=True) if x[sample.geometry :] else ()
-            )
+            # The cotangents depend on the weights of what follows.
+            training = torch.autograd.grad(phi, [*along, *x[sample.geometry :]], materialize_grads=True)
     return [t.detach() for t in (*values, *whole, *first, *second, *training)]
 
 
@@ -121,6 +120,27 @@ def _embeddings(dtype: torch.dtype) -> Iterator[Sample]:
             return run(x[0], pair.to(x[0].device), x[1], layers, torch.tanh)
 
         yield Sample([torch.randn(shape, dtype=dtype) for shape in shapes], 1, call)
+
+
+def _fittings(dtype: torch.dtype) -> Iterator[Sample]:
+    for timestep, widths in ((False, (7, 9, 9, 18, 5)), (True, (6, 6, 12))):
+        repeats = [n_out // n_in if n_out in (n_in, 2 * n_in) else 0 for n_in, n_out in pairwise(widths)]
+        shapes: list[tuple[int, ...]] = [(4, widths[0])]
+        for (n_in, n_out), again in zip(pairwise(widths), repeats, strict=True):
+            shapes += [(n_in, n_out), (n_out,)] + ([(n_out,)] if timestep and again else [])
+
+        def call(
+            run: Callable[..., Any], x: list[Tensor], timestep: bool = timestep, repeats: list[int] = repeats
+        ) -> Any:
+            rest = x[1:-2]
+            layers = [
+                DenseLayer(rest.pop(0), rest.pop(0), rest.pop(0) if timestep and again else None, again)
+                for again in repeats
+            ]
+            return run(x[0], layers, DenseLayer(x[-2], x[-1], None, 0), torch.tanh)
+
+        inputs = [torch.randn(shape, dtype=dtype) for shape in (*shapes, (widths[-1], 1), (1,))]
+        yield Sample(inputs, 1, call)
 
 
 def _training_embeddings(dtype: torch.dtype) -> Iterator[Sample]:
@@ -252,6 +272,7 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[Sample]]] = {
     "batched": _batches,
     "environment": _environments,
     "embedding": _embeddings,
+    "fitting": _fittings,
     "training_embedding": _training_embeddings,
     "training_contraction": _training_contractions,
     "contracted_embedding": _contracted_embeddings,

@@ -148,6 +148,19 @@ def dense(
     return y
 
 
+def fitting(
+    x: Tensor,
+    layers: Sequence[DenseLayer],
+    output: DenseLayer,
+    activation: Callable[[Tensor], Tensor],
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = linear,
+) -> Tensor:
+    """The fitting net: descriptors (N, D), hidden layers, a linear layer to one number per atom. Returns (N,)."""
+    for layer in layers:
+        x = dense(x, layer, activation, product)
+    return product(x, output.weight, output.bias).squeeze(-1)
+
+
 def embedding(
     radial: Tensor,
     pair: Tensor | None,

@@ -27,10 +27,9 @@ from dpa1.model.threads import spread
 
 @dataclass(frozen=True)
 class Block:
-    """Some atoms (n,), their pairs (p,) in the batch, atomic energies (n,) and slopes (p, 3), both differentiable."""
+    """Which atoms, atomic energies (n,) and slopes (n, K, 3), both differentiable."""
 
-    atoms: Tensor
-    pairs: Tensor
+    plan: RowPlan
     energies: Tensor
     slope: Tensor | None
 
@@ -80,9 +79,10 @@ class Blockwise:
             phi = block.energies.new_zeros(())
             with torch.enable_grad():
                 if energy is not None:
-                    phi = phi + (block.energies * energy[frame[block.atoms]]).sum()
+                    phi = phi + (block.energies * energy[frame[block.plan.atoms]]).sum()
                 if along is not None and block.slope is not None:
-                    phi = phi + (block.slope * along[block.pairs]).sum()
+                    # An empty slot's slope is zero, whatever stands in its place.
+                    phi = phi + (block.slope * along[block.plan.pairs]).sum()
             if not phi.requires_grad:
                 return [None] * len(self.weights)
             with parameters_only():
@@ -106,21 +106,17 @@ class Blockwise:
         memory.in_blocks(plans, lambda plan: gradients(self._block(view, plan, derive)), take=add)
 
     def _block(self, view: View, plan: RowPlan, derive: bool) -> Block:
-        chosen = plan.pairs[plan.mask]
-        local = torch.zeros_like(plan.pairs)
-        local[plan.mask] = torch.arange(len(chosen), device=chosen.device)
-        derive = derive and len(chosen) > 0
+        derive = derive and len(view.centre) > 0
         slope: Tensor | None = None
         with torch.enable_grad():
-            piece = view.vectors[chosen].requires_grad_(derive)
+            # Slots, not pairs, are differentiated by: the derivative of a gather is slow, and not needed.
+            vectors = self.potential._gather(plan, view).requires_grad_(derive)
             with training_step():
-                energies, _ = self.potential._evaluate(
-                    RowPlan(plan.atoms, local, plan.mask), view, piece, view.neighbor[chosen], self.index
-                )
+                energies, _ = self.potential._evaluate(plan, view, vectors, self.index)
             if derive:
                 with geometry_only():
-                    (slope,) = torch.autograd.grad(energies.sum(), piece, create_graph=True)
-        return Block(plan.atoms, chosen, energies, slope)
+                    (slope,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
+        return Block(plan, energies, slope)
 
     def _keep(self, view: View, _: Level, derive: bool, __: bool) -> Pieces:
         """The pieces of a prediction; the graphs behind them stay in ``kept``."""
@@ -131,9 +127,10 @@ class Blockwise:
         plans = plan_rows(view.centre, atoms, slots)
         spread(plans, lambda plan: self._block(view, plan, derive), self.kept.append, parallel=not on_gpu)
         for block in self.kept:
-            atomic[block.atoms] = block.energies.detach()
+            plan = block.plan
+            atomic[plan.atoms] = block.energies.detach()
             if block.slope is not None:
-                slope[block.pairs] = block.slope.detach()
+                slope[plan.pairs[plan.mask]] = block.slope.detach()[plan.mask]
         return atomic, slope, atomic.new_zeros(atoms, 0)
 
     def _slots(self, view: View) -> int:

@@ -81,14 +81,15 @@ class Descriptor(nn.Module):
         if not config.slot_statistics:
             mean, scale = mean.unsqueeze(1), scale.unsqueeze(1)
         width = rows.mask.shape[1]
-        radial_scale, angular_scale = scale[:, :width, 0], scale[:, :width, 1:]
-        radial = (rows.environment[..., 0] - mean[:, :width]) / radial_scale
+        shift, radial_scale, angular_scale = mean[:, :width], scale[:, :width, 0], scale[:, :width, 1:]
         if config.convention == "deepmd":
-            contracted = radial * rows.mask
+            radial = (rows.environment[..., 0] - shift) / radial_scale
+            first = (radial * rows.mask).unsqueeze(-1)
+            matrix = torch.cat([first, rows.environment[..., 1:] / angular_scale], dim=-1)
         else:
             # Without the mean: a neighbour at the cutoff must leave the contraction at exactly zero.
-            contracted = rows.environment[..., 0] / radial_scale
-        matrix = torch.cat([contracted.unsqueeze(-1), rows.environment[..., 1:] / angular_scale], dim=-1)
+            matrix = rows.environment / torch.cat([radial_scale.unsqueeze(-1), angular_scale.expand(-1, -1, 3)], -1)
+            radial = matrix[..., 0] - shift / radial_scale
         product = self._product(radial, matrix, rows, table, tables)
         if config.convention == "deepmd":
             if config.subtract_mean:

@@ -92,6 +92,7 @@ class EmbeddingNet(nn.Module):
 
     def __init__(self, n_in: int, widths: Sequence[int], activation: str, *, timestep: bool, bias: bool = True) -> None:
         super().__init__()
+        self.activation = activation_function(activation)
         pairs = zip([n_in, *widths[:-1]], widths, strict=True)
         self.layers = nn.ModuleList(
             Dense(a, b, activation, bias=bias, residual=True, timestep=timestep) for a, b in pairs
@@ -104,15 +105,15 @@ class EmbeddingNet(nn.Module):
 
     def pairs(self, radial: Tensor, pair: Tensor | None, table: Tensor | None) -> Tensor:
         """The net on [s, table[pair]]: radial (n, K), pair (n, K) rows of ``table`` (T, c). Returns (n, K, C)."""
-        return dispatch.embedding(radial, pair, table, *self._stack())
+        return dispatch.embedding(radial, pair, table, *self.stack())
 
     def contracted_pairs(self, radial: Tensor, pair: Tensor | None, table: Tensor | None, rows: Tensor) -> Tensor:
         """``pairs`` contracted with rows (n, K, 4) over the neighbours. Returns (n, C, 4)."""
-        return dispatch.contracted_embedding(radial, pair, table, *self._stack(), rows)
+        return dispatch.contracted_embedding(radial, pair, table, *self.stack(), rows)
 
-    def _stack(self) -> tuple[list[DenseLayer], Callable[[Tensor], Tensor]]:
-        layers = [cast(Dense, layer) for layer in self.layers]
-        return [layer.parts() for layer in layers], layers[0].activation
+    def stack(self) -> tuple[list[DenseLayer], Callable[[Tensor], Tensor]]:
+        """Its layers as the kernels take them, and the activation of all of them."""
+        return [cast(Dense, layer).parts() for layer in self.layers], self.activation
 
 
 class FittingNet(nn.Module):
@@ -124,4 +125,5 @@ class FittingNet(nn.Module):
         self.output = Dense(widths[-1] if widths else n_in, 1, "linear")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.hidden(x)).squeeze(-1)
+        layers, activation = self.hidden.stack()
+        return dispatch.fitting(x, layers, self.output.parts(), activation)

@@ -32,7 +32,7 @@ from dpa1.model import memory
 from dpa1.model.descriptor import Descriptor
 from dpa1.model.initial import spread_radial_steps
 from dpa1.model.networks import FittingNet
-from dpa1.model.rows import RowPlan, Rows, make_rows, plan_rows, rows_of
+from dpa1.model.rows import RowPlan, Rows, plan_rows, rows_of
 from dpa1.model.slots import deepmd_order
 from dpa1.model.table import TableSet
 from dpa1.model.tabulable import Tabulable
@@ -263,11 +263,16 @@ class Potential(Tabulable):
         first = torch.cumsum(batch.n_atoms, 0) - batch.n_atoms
         return View(types, types[first][batch.frame], centre, neighbor, vectors, tables)
 
-    def _evaluate(
-        self, plan: RowPlan, view: View, vectors: Tensor, neighbor: Tensor, level: Level
-    ) -> tuple[Tensor, Tensor]:
-        """Atomic energies (n,) eV float64 and descriptors (n, D) of one block of centre atoms."""
-        rows = make_rows(plan, vectors, view.types, neighbor, view.first_type, self._visible, self.config, self.dtype)
+    def _gather(self, plan: RowPlan, view: View) -> Tensor:
+        """(n, K, 3) Å: the pair vectors in the slots of one block of centre atoms, anything where a slot is empty."""
+        vectors = view.vectors
+        return vectors[plan.pairs] if len(vectors) else vectors.new_zeros(*plan.mask.shape, 3)
+
+    def _evaluate(self, plan: RowPlan, view: View, vectors: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Atomic energies (n,) eV float64 and descriptors (n, D) of one block of centre atoms; vectors (n, K, 3)."""
+        near = view.types[view.neighbor[plan.pairs]] if len(view.neighbor) else plan.pairs
+        centre, first = view.types[plan.atoms], view.first_type[plan.atoms]
+        rows = rows_of(vectors, plan.mask, centre, near, first, self._visible, self.config, self.dtype)
         return self.energies(rows, level if isinstance(level, int) else level[plan.atoms], view.tables)
 
     @property
@@ -303,7 +308,7 @@ class Potential(Tabulable):
         atoms, energies, descriptors = [], [], []
         slots = CHUNK_SLOTS if vectors.device.type == "cpu" else 0
         for plan in plan_rows(view.centre, len(view.types), slots):
-            energy, descriptor = self._evaluate(plan, view, vectors, view.neighbor, level)
+            energy, descriptor = self._evaluate(plan, view, self._gather(plan, view), level)
             atoms.append(plan.atoms)
             energies.append(energy)
             descriptors.append(descriptor if keep_descriptor else descriptor[:, :0])
@@ -322,17 +327,12 @@ class Potential(Tabulable):
         kept = atomic.new_zeros(len(atomic), self.descriptor.width if keep_descriptor else 0, dtype=self.dtype)
 
         def evaluate(plan: RowPlan) -> None:
-            pairs, filled = len(view.centre), plan.mask
+            filled = plan.mask
             # Slots, not pairs, are differentiated by: the derivative of a gather is slow, and not needed.
-            vectors = view.vectors[plan.pairs] if pairs else view.vectors.new_zeros(*filled.shape, 3)
-            near = view.types[view.neighbor[plan.pairs]] if pairs else plan.pairs
-            centre, first = view.types[plan.atoms], view.first_type[plan.atoms]
+            vectors = self._gather(plan, view)
             with torch.set_grad_enabled(derive), geometry_only():
-                vectors.requires_grad_(derive)
-                rows = rows_of(vectors, filled, centre, near, first, self._visible, self.config, self.dtype)
-                own = level if isinstance(level, int) else level[plan.atoms]
-                energies, descriptor = self.energies(rows, own, view.tables)
-                if derive and pairs:
+                energies, descriptor = self._evaluate(plan, view, vectors.requires_grad_(derive), level)
+                if derive and len(view.centre):
                     (found,) = torch.autograd.grad(energies.sum(), vectors)
                     slope[plan.pairs[filled]] = found[filled]
             atomic[plan.atoms] = energies.detach()

@@ -77,26 +77,6 @@ def plan_rows(centre: Tensor, n_atoms: int, max_slots: int = 0, waste: float = 0
         begin = end
 
 
-def make_rows(
-    plan: RowPlan,
-    vectors: Tensor,
-    types: Tensor,
-    neighbor: Tensor,
-    first_type: Tensor,
-    visible: Tensor | None,
-    config: ModelConfig,
-    dtype: torch.dtype,
-) -> Rows:
-    """Build the block: distances in float64, everything after in ``dtype``.
-
-    vectors (P, 3) Å float64; types (N,); neighbor (P,); first_type (N,); visible (E, E) bool or None.
-    """
-    neighbor_type = types[neighbor[plan.pairs]] if len(neighbor) else plan.pairs
-    gathered = vectors[plan.pairs] if len(vectors) else vectors.new_zeros(*plan.pairs.shape, 3)
-    centre_type, first = types[plan.atoms], first_type[plan.atoms]
-    return rows_of(gathered, plan.mask, centre_type, neighbor_type, first, visible, config, dtype)
-
-
 def rows_of(
     vectors: Tensor,
     filled: Tensor,
@@ -107,7 +87,10 @@ def rows_of(
     config: ModelConfig,
     dtype: torch.dtype,
 ) -> Rows:
-    """The block from what is in its slots: vectors (n, K, 3) Å float64, filled (n, K), the rest as in ``Rows``."""
+    """The block from what is in its slots: vectors (n, K, 3) Å float64, filled (n, K), visible (E, E), the rest as in ``Rows``.
+
+    Distances are formed in float64, everything after in ``dtype``.
+    """
     mask = filled
     if visible is not None:
         mask = mask & visible[centre_type.unsqueeze(1), neighbor_type]
