@@ -60,34 +60,42 @@ def find_neighbors(frame: Frame, cutoff: float, threads: int = 1) -> Neighbors:
             "apart (on one spot); repair or remove the frame"
         )
     # int64 views: the library's unsigned indices never reach 2⁶³.
-    both = np.concatenate([centre, neighbor]).view(np.int64)
-    turned = np.concatenate([neighbor, centre]).view(np.int64)
-    return _sorted(both, turned, np.concatenate([shift, -shift]), len(frame))
+    return _both_ways(centre.view(np.int64), neighbor.view(np.int64), shift, len(frame))
 
 
-def _sorted(centre: np.ndarray, neighbor: np.ndarray, shift: np.ndarray, n_atoms: int) -> Neighbors:
-    order, _ = _group(neighbor, n_atoms)
-    by_centre, ends = _group(centre.take(order), n_atoms)
-    order = order.take(by_centre)
-    centre = np.repeat(np.arange(n_atoms), np.diff(ends))
-    neighbor, shift = neighbor.take(order), shift.take(order, axis=0)
-    # Several images of one neighbour are neighbours in the list by now.
-    same = (neighbor[1:] == neighbor[:-1]) & (centre[1:] == centre[:-1])
-    if same.any():
-        tied = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
-        images = shift[tied]
-        shift[tied] = images[np.lexsort((*images.T[::-1], neighbor[tied], centre[tied]))]
-    return Neighbors(centre, neighbor, shift)
+def _both_ways(centre: np.ndarray, neighbor: np.ndarray, shift: np.ndarray, n_atoms: int) -> Neighbors:
+    """Every pair and its reverse, sorted: as one integer each, which sorts many times faster than five columns do."""
+    most = int(np.abs(shift).max(initial=0))
+    atom, side = max(n_atoms - 1, 0).bit_length(), (2 * most).bit_length()
+    image = 3 * side
+    if 2 * atom + image > 63:  # more atoms than memory holds, or an atom thousands of cells away
+        return _by_columns(centre, neighbor, shift)
+    x, y, z = shift.T.astype(np.int64) + most
+    number = (x << 2 * side) + (y << side) + z
+    largest = 2 * most * ((1 << 2 * side) + (1 << side) + 1)
+    pairs = len(centre)
+    keys = np.empty(2 * pairs, dtype=np.int64)
+    ways = (keys[:pairs], centre, neighbor, number), (keys[pairs:], neighbor, centre, largest - number)
+    for key, first, second, third in ways:
+        np.left_shift(first, atom, out=key)
+        key |= second
+        key <<= image
+        key |= third
+    keys.sort()
+    number = keys & ((1 << image) - 1)
+    keys >>= image
+    found = np.empty((2 * pairs, 3), dtype=shift.dtype)
+    for k, shifted in enumerate((2 * side, side, 0)):
+        found[:, k] = ((number >> shifted) & ((1 << side) - 1)) - most
+    return Neighbors(keys >> atom, keys & ((1 << atom) - 1), found)
 
 
-def _group(keys: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) stable order of integers below n, and (n + 1,) where each one begins: a counting sort, as sparse matrices do."""
-    from scipy.sparse import csc_matrix
-
-    small = np.int32 if len(keys) < 2**31 else np.int64
-    pairs = np.arange(len(keys) + 1, dtype=small)
-    rows = csc_matrix((np.ones(len(keys), dtype=np.int8), keys.astype(small), pairs), shape=(n, len(keys))).tocsr()
-    return rows.indices, rows.indptr
+def _by_columns(centre: np.ndarray, neighbor: np.ndarray, shift: np.ndarray) -> Neighbors:
+    """The same, column by column."""
+    centre, neighbor = np.concatenate([centre, neighbor]), np.concatenate([neighbor, centre])
+    shift = np.concatenate([shift, -shift])
+    order = np.lexsort((*shift.T[::-1], neighbor, centre))
+    return Neighbors(centre[order], neighbor[order], shift[order])
 
 
 def complete_cell(frame: Frame) -> np.ndarray:
