@@ -16,7 +16,7 @@ from dpa1.container import replace_file
 from dpa1.data.outliers import dropped_csv, summary
 from dpa1.data.overlap import overlap
 from dpa1.data.table import LABELS
-from dpa1.errors import RunError, UserError, counted
+from dpa1.errors import InterruptedRunError, RunError, UserError, counted
 from dpa1.kernels.allocator import keep_freed_memory
 from dpa1.model.potential import Potential
 from dpa1.training import bias, checkpoint, finish
@@ -140,7 +140,7 @@ def train(
             torch.set_num_threads(config.training.threads)
         return _train(config, folder, world, report, resume, held, finished, base, initial)
     except RunError as error:
-        report.note(f"failed: {error}")
+        report.note(f"{'stopped' if isinstance(error, InterruptedRunError) else 'failed'}: {error}")
         raise
     finally:
         report.close()
