@@ -124,14 +124,14 @@ def evaluate(
 ) -> list[Tensor]:
     """h of the first layer, then p and h of every other one: values [0] and, to ``derive``, derivatives by s [1]."""
     h = s.new_empty(1 + derive, len(s), rows.shape[1])
-    _tanh_(torch.addcmul(rows, s.unsqueeze(-1), weights[0], out=h[0]))
+    tanh_(torch.addcmul(rows, s.unsqueeze(-1), weights[0], out=h[0]))
     if derive:
         torch.mul(_slope(h[0]), weights[0], out=h[1])
     kept = [h]
     for k, times in enumerate(repeats):
         weight, bias = weights[1 + 2 * k], weights[2 + 2 * k]
         p = product(h.flatten(0, 1), weight).view(len(h), len(s), -1)
-        t = _tanh_(p[0].add_(bias))
+        t = tanh_(p[0].add_(bias))
         out = torch.empty_like(p)
         if derive:
             torch.mul(_slope(t), p[1], out=out[1])
@@ -144,7 +144,7 @@ def evaluate(
     return kept
 
 
-def _tanh_(x: Tensor) -> Tensor:
+def tanh_(x: Tensor) -> Tensor:
     """tanh in place, as 2σ(2x) − 1: torch's logistic function is eight times as fast as its tanh."""
     return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
 

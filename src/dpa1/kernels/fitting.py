@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
+from dpa1.kernels.embedding_net import tanh_
 from dpa1.kernels.products import product
 from dpa1.kernels.reference import DenseLayer
 from dpa1.kernels.wanted import parameters_wanted
@@ -86,7 +87,7 @@ class _Forward(torch.autograd.Function):
         layers, last, constant = _layers(kinds, weights)
         inputs, activations = [x], []
         for layer in layers:
-            t = product(inputs[-1], layer.weight, layer.bias).tanh_()
+            t = tanh_(product(inputs[-1], layer.weight, layer.bias))
             activations.append(t)
             inputs.append(_added(inputs[-1], _timed(t, layer.timestep), layer.repeats))
         ctx.set_materialize_grads(False)
