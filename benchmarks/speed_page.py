@@ -357,8 +357,10 @@ def notes(results: dict[str, Any]) -> str:
     )
     return (
         "\n## How it is measured\n\n"
-        "- Per structure, weights and precision each program runs in a process of its own; they are asked in turn. Medians, "
-        "with first and third quartile; the ratio is taken within each round, then its quartiles.\n"
+        "- Per structure, weights and precision each program runs in a process of its own; they are asked in turn. Asked for "
+        "something short, a program does it up to six times in 0.6 s, at least twice, and gives the median of all but the first, "
+        "which finds threads asleep and caches filled by the other program. Medians of these over the rounds, with first and third "
+        "quartile; the ratio is taken within each round, then its quartiles.\n"
         "- Warming up is excluded: four calls of DeePMD-kit (TorchScript optimises itself during the first ones), two of this "
         "package, on the small structure when the case is large, then one or two on the structure itself.\n"
         "- DeePMD-kit's inference is `DeepPot.eval` on the frozen `.pth`; its training step is what its trainer's loop does: "

@@ -72,23 +72,6 @@ def test_intensive_and_force_norm():
     assert norms == pytest.approx([difference[:3].mean(), difference[3:].mean()])
 
 
-@pytest.mark.parametrize("kind", TERM)
-def test_force_scale_makes_errors_relative_to_the_forces_of_their_frame(kind):
-    rng = np.random.default_rng(2)
-    data = frames(rng)
-    data[1] = data[1].replace(forces=50.0 * data[1].forces)
-    batch = make_batch(data, 3.0)
-    out = prediction(rng, batch)
-    config = LossConfig(kind=kind, energy=0, force=1, huber_delta=0.3, force_scale=0.7)
-    found = Loss(config)(batch, out, 0.0).detach().numpy()
-    first = 0
-    for k, frame in enumerate(data):
-        difference = out["forces"][first : first + len(frame)].detach().numpy() - frame.forces
-        scale = np.sqrt((frame.forces**2).mean() + 0.7**2)
-        assert found[k] == pytest.approx(TERM[kind][1](difference / scale).mean(), rel=1e-13)
-        first += len(frame)
-
-
 def test_missing_labels_reach_neither_value_nor_gradient():
     rng = np.random.default_rng(2)
     data = frames(rng, drop0=("energy", "virial"), drop1=("forces",))

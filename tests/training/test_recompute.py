@@ -76,7 +76,6 @@ LOSSES = {
     "mae": LossConfig(energy=1, force=2, virial=3, kind="mae"),
     "huber": LossConfig(energy=1, force=2, virial=3, kind="huber", huber_delta=0.5),
     "force norm": LossConfig(energy=1, force=2, kind="mae", force_norm=True),
-    "force scale": LossConfig(energy=1, force=2, kind="huber", huber_delta=0.5, force_scale=0.3),
     "intensive": LossConfig(energy=1, force=2, virial=3, intensive=True),
     "energy alone": LossConfig(energy=1, force=0),
     "force alone": LossConfig(energy=0, force=1),

@@ -33,9 +33,6 @@ class LossConfig(Section):
     """Let the prefactors follow the learning rate during the warm-up too (DeePMD-kit) instead of waiting at the start."""
     force_norm: bool = False
     """``mae`` and ``huber`` of the length of each atom's force error instead of its components."""
-    force_scale: float | None = Field(None, gt=0)
-    """Divide the force errors of a frame by √(mean square of its labelled forces + this²), eV/Å, so that hot and compressed
-    frames do not drown calm ones; ``huber_delta`` of forces is then a relative error, without a unit."""
 
     @field_validator("energy", "force", "virial", mode="before")
     @classmethod

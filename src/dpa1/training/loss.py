@@ -10,8 +10,7 @@ force    mean of ΔF²           mean of \\|ΔF\\|         mean of H(ΔF)
 virial   mean of ΔW²/N         mean of \\|ΔW\\|/N       mean of H(ΔW/N)
 =======  ====================  =====================  =============================
 
-(means over the 3N or 9 components; H(x) = x²/2 up to δ, then δ(\\|x\\| − δ/2)). With a ``force_scale`` σ, ΔF stands for
-ΔF/√(mean of F² + σ²). Each term is multiplied by
+(means over the 3N or 9 components; H(x) = x²/2 up to δ, then δ(\\|x\\| − δ/2)). Each term is multiplied by
 ``end + (start − end)·learning rate/largest learning rate`` and by the weight of the frame; the loss is the mean over
 frames. A frame without a label adds nothing to that term, so a labelled frame counts the same whatever its company.
 """
@@ -69,10 +68,6 @@ class Loss:
         )
         labelled = (missing < batch.n_atoms)[batch.frame].unsqueeze(-1)
         error = difference(predicted, label, labelled)
-        if self.config.force_scale:
-            square = torch.where(labelled, label, 0.0).square().mean(-1)
-            mean = square.new_zeros(frames).index_add(0, batch.frame, square) / batch.n_atoms
-            error = error / (mean + self.config.force_scale**2).sqrt()[batch.frame].unsqueeze(-1)
         if self.config.force_norm:
             # The length of a zero vector has no gradient: leave it out of the graph.
             square = (error**2).sum(-1)
