@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from dpa1.kernels import dispatch, openblas, proof, reference, wanted
+from dpa1.kernels.embedding_net import parts
+from dpa1.kernels.nodes import make_grid
 
 CPU_PATHS = [path for path in dispatch.PATHS if path.device == "cpu"]
 
@@ -59,7 +61,13 @@ def test_nodes_that_disagree_are_not_used(path, monkeypatch, caplog):
     monkeypatch.setattr("dpa1.kernels.nodes.FIRST", {torch.float64: 64})
     x = [tensor.clone().requires_grad_() for tensor in sample.inputs]
     dispatch.proven.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="dpa1"), wanted.training_step():
+
+    def grid(radial, pair, table, layers, *_):
+        net = parts(radial, pair, table, layers)
+        low, high = torch.aminmax(net.s.detach())
+        return make_grid(net, float(low), float(high), len(net.s), 0)
+
+    with caplog.at_level(logging.WARNING, logger="dpa1"), wanted.training_step(sample.call(grid, x)):
         found = sample.call(usual, x)
     dispatch.proven.cache_clear()
     assert path.title in caplog.text

@@ -55,7 +55,7 @@ def potential(layers, precision, seed=3, **options):
 
 def gradients(model, frame, monkeypatch, saving):
     """Of a loss, block by block, with nodes for ``saving`` pairs each."""
-    monkeypatch.setattr(nodes.place_nodes, "__defaults__", (saving,))
+    monkeypatch.setattr(nodes.make_grid, "__defaults__", (saving,))
     batch = make_batch([frame], 5.0)
     model.zero_grad()
     work = Blockwise(model, batch)
@@ -89,6 +89,19 @@ def test_gradients_of_a_step(layers, precision, options, monkeypatch):
         assert float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-3 * largest)
 
 
+@pytest.mark.parametrize("layers", [0, 1])
+def test_gradients_with_a_frozen_embedding_net(layers, monkeypatch):
+    model, frame = potential(layers, "float64"), liquid()
+    model.descriptor.embedding.requires_grad_(False)
+    model.descriptor.type_embedding.requires_grad_(False)
+    monkeypatch.setattr(nodes, "MOST", 2000)
+    _, with_nodes = gradients(model, frame, monkeypatch, 1)
+    _, without = gradients(model, frame, monkeypatch, 10**9)
+    assert len(with_nodes) == len(without) > 0
+    for a, b in zip(with_nodes, without, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
+
+
 def errors(found, exact):
     """Of forces and of the whole gradient, relative to the largest force and to the gradient's length."""
     forces = (found[0]["forces"] - exact[0]["forces"]).detach().abs().max() / exact[0]["forces"].detach().abs().max()
@@ -106,12 +119,12 @@ def test_nodes_lose_no_digits_in_single_precision(seed, steepness, layers, monke
     """With hundreds of nodes, as two atoms very close take, forces and gradients are as exact as without, up to chance."""
     counts = []
 
-    def counted(net, place_nodes=nodes.place_nodes):
-        found = place_nodes(net)
+    def counted(*arguments, make_grid=nodes.make_grid):
+        found = make_grid(*arguments)
         counts.append(0 if found is None else found.count)
         return found
 
-    monkeypatch.setattr("dpa1.kernels.embedding.place_nodes", counted)
+    monkeypatch.setattr("dpa1.kernels.embedding.make_grid", counted)
     monkeypatch.setattr("dpa1.model.blockwise.CHUNK_SLOTS", 10**5)
     model, frame = potential(layers, "float32", seed), liquid(("O",), seed=seed)
     frame.positions[1] = frame.positions[0] + 0.2
@@ -128,14 +141,16 @@ def test_nodes_lose_no_digits_in_single_precision(seed, steepness, layers, monke
 
 def test_step_of_training_uses_them_and_nothing_else(monkeypatch):
     calls = []
-    plain = nodes.place_nodes
-    monkeypatch.setattr("dpa1.kernels.embedding.place_nodes", lambda net: calls.append(1) or plain(net))
+    plain = nodes.Grid.place
+    monkeypatch.setattr(nodes.Grid, "place", lambda grid, net: calls.append(grid) or plain(grid, net))
+    monkeypatch.setattr("dpa1.model.blockwise.CHUNK_SLOTS", 500)
     model, batch = potential(0, "float32"), make_batch([liquid()], 5.0)
     model.predict(batch)
     model.predict(batch, create_graph=True)
     assert not calls
-    Blockwise(model, batch)
-    assert calls
+    work = Blockwise(model, batch)
+    assert len(calls) == len(work.kept) > 1
+    assert all(grid is calls[0] for grid in calls)
 
 
 def net(sharpness, pairs=3000, kinds=2, dtype=torch.float64):
@@ -150,6 +165,12 @@ def net(sharpness, pairs=3000, kinds=2, dtype=torch.float64):
     return radial, pair, drawn(kinds, 3), layers
 
 
+def grid(radial, pair, table, layers):
+    """Splines for all pairs of a net, as a training step makes them."""
+    low, high = (float(x) for x in torch.aminmax(radial.detach()))
+    return nodes.make_grid(parts(radial, pair, table, layers), low, high, radial.numel())
+
+
 def test_as_dense_as_it_takes():
     counts = [nodes.place_nodes(parts(*net(sharpness, 100_000))).count for sharpness in (0.3, 3.0, 10.0)]
     assert counts[0] < counts[1] < counts[2]
@@ -161,8 +182,8 @@ def test_as_dense_as_it_takes():
 def test_the_net_itself_where_nodes_would_not_do(case):
     """Steps too sharp for a spline, or too few pairs of each kind."""
     radial, pair, table, layers = net(**case)
-    assert nodes.place_nodes(parts(radial, pair, table, layers)) is None
-    with training_step():
+    assert grid(radial, pair, table, layers) is None
+    with training_step(None):
         found = embedding.run(radial, pair, table, layers, torch.tanh)
     torch.testing.assert_close(found, embedding.run(radial, pair, table, layers, torch.tanh), rtol=0, atol=0)
 
@@ -200,7 +221,7 @@ def test_as_exact_as_promised_near_a_steep_but_weak_unit(seed, steepness, dtype)
 def test_pairs_of_one_distance():
     radial, pair, table, layers = net(1.0)
     same = torch.full_like(radial, 0.25).requires_grad_()
-    with training_step():
+    with training_step(grid(same, pair, table, layers)):
         found = embedding.run(same, pair, table, layers, torch.tanh)
     torch.testing.assert_close(found, embedding.run(same, pair, table, layers, torch.tanh), rtol=1e-10, atol=1e-10)
 
@@ -212,7 +233,7 @@ def test_numbers_that_are_none_fall_through():
 
 def test_derivatives_that_no_step_asks_for_are_refused():
     radial, pair, table, layers = net(1.0, 20_000)
-    with training_step():
+    with training_step(grid(radial, pair, table, layers)):
         found = embedding.run(radial, pair, table, layers, torch.tanh)
     with pytest.raises(NotImplementedError, match="training step"):
         torch.autograd.grad(found.sin().sum(), radial, create_graph=True)

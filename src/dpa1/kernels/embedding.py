@@ -15,11 +15,11 @@ from torch import Tensor
 
 from dpa1.kernels import dispatch, interpolated
 from dpa1.kernels.embedding_net import Attach, Net, Parts, parts, supports
-from dpa1.kernels.nodes import Nodes, place_nodes
+from dpa1.kernels.nodes import Grid, Nodes, make_grid
 from dpa1.kernels.reference import DenseLayer
-from dpa1.kernels.wanted import in_training_step
+from dpa1.kernels.wanted import step_grid
 
-__all__ = ["run", "supports", "training_nodes", "with_slope"]
+__all__ = ["run", "supports", "training_grid", "training_nodes", "with_slope"]
 
 
 def run(
@@ -36,11 +36,34 @@ def run(
 
 
 def training_nodes(net: Parts, *paths: dispatch.Path) -> Nodes | None:
-    """Where a training step may evaluate the net instead of at every pair, for paths of which one at least must hold."""
-    if not (in_training_step() and _derive(net)):
+    """Where a training step may evaluate splines instead of the net, for paths of which one at least must hold."""
+    grid = step_grid()
+    if grid is None or not _derive(net):
         return None
-    usable = [dispatch.holds(path, net.s.dtype, "cpu") for path in paths]
-    return place_nodes(net) if any(usable) else None
+    nodes: Nodes | None = grid.place(net) if any(dispatch.holds(path, net.s.dtype, "cpu") for path in paths) else None
+    return nodes
+
+
+def training_grid(
+    low: float,
+    high: float,
+    pairs: int,
+    kinds: Tensor | None,
+    table: Tensor | None,
+    layers: Sequence[DenseLayer],
+    activation: Callable[[Tensor], Tensor],
+    like: Tensor,
+) -> Grid | None:
+    """Splines that serve a whole training step: so many ``pairs`` of these ``kinds`` (rows of ``table``), inputs within the bounds.
+
+    like: gives the precision. None where the net is to be evaluated otherwise.
+    """
+    s = like.new_tensor([low, high]) if kinds is None else like.new_full((len(kinds),), low)
+    if not supports(s, kinds, table, layers, activation) or like.device.type != "cpu":
+        return None
+    if not (dispatch.holds(dispatch.DENSITY, s.dtype, "cpu") or dispatch.holds(dispatch.INTERPOLATED, s.dtype, "cpu")):
+        return None
+    return make_grid(parts(s, kinds, table, layers), low, high, pairs)
 
 
 def with_slope(net: Parts, nodes: Nodes | None) -> tuple[Tensor, Tensor | None]:

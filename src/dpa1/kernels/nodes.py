@@ -60,14 +60,50 @@ def slope_weights(place: Tensor) -> Tensor:
     return spline_weights(1, place).cumsum(-1).neg_()
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The splines of all kinds of pairs, before any pair has its place.
+
+    Attributes
+    ----------
+    low, step, intervals: of the nodes, margins apart.  count: nodes, and rows of the table, of one kind.
+    first: for each row of ``Parts.types`` the first row of its kind in the table.
+    table: (rows, C) coefficients in float64, differentiable by the weights.
+    """
+
+    low: float
+    step: float
+    intervals: int
+    count: int
+    first: Tensor
+    table: Tensor
+
+    def place(self, net: Parts) -> Nodes:
+        """The places of a net's pairs."""
+        # In float32 a place among hundreds of intervals would be rounded more than s is.
+        place = (net.s.detach().double() - self.low).div_(self.step)
+        interval = place.floor().clamp_(0, self.intervals - 1)
+        row = interval.to(torch.int64).add_(MARGIN[net.s.dtype] - 2)
+        if net.pair is not None and len(self.table) > self.count:
+            row += self.first[net.pair]
+        return Nodes(self.step, self.count, row, place.sub_(interval).to(net.s.dtype), self.table)
+
+
 def place_nodes(net: Parts, saving: int = SAVING) -> Nodes | None:
     """Nodes for the pairs of a net; None where fewer than ``saving`` pairs come on a node, or no spline is exact enough."""
-    s = net.s.detach()
-    dtype, pairs = s.dtype, len(s)
-    if not pairs or pairs < saving * FIRST[dtype]:
+    if not len(net.s):
         return None
-    low, high = (float(x) for x in torch.aminmax(s))
-    kinds, kind = _kinds(net)
+    low, high = (float(x) for x in torch.aminmax(net.s.detach()))
+    grid = make_grid(net, low, high, len(net.s), saving)
+    return None if grid is None else grid.place(net)
+
+
+def make_grid(net: Parts, low: float, high: float, pairs: int, saving: int = SAVING) -> Grid | None:
+    """Splines between two distances for the kinds of pairs of a net, to serve so many pairs; None as ``place_nodes``."""
+    dtype = net.s.dtype
+    if pairs < saving * FIRST[dtype]:
+        return None
+    kinds = _kinds(net)
     intervals, margin, before = FIRST[dtype], MARGIN[dtype], math.inf
     while True:
         count = intervals + 1 + 2 * margin
@@ -85,22 +121,16 @@ def place_nodes(net: Parts, saving: int = SAVING) -> Nodes | None:
             return None
         before = error
         intervals = 16 * math.ceil(wanted / 16)
-    # In float32 a place among hundreds of intervals would be rounded more than s is.
-    place = (s.double() - low).div_(step)
-    interval = place.floor().clamp_(0, intervals - 1)
-    row = interval.to(torch.int64).add_(margin - 2)
-    if kind is not None:
-        row += kind * count
-    return Nodes(step, count, row, place.sub_(interval).to(dtype), table)
+    first = torch.zeros(len(net.types), dtype=torch.int64)
+    first[kinds] = count * torch.arange(len(kinds))
+    return Grid(low, step, intervals, count, first, table)
 
 
-def _kinds(net: Parts) -> tuple[Tensor, Tensor | None]:
-    """The rows of ``types`` that pairs have, and which of them each pair has; None where all have the first."""
+def _kinds(net: Parts) -> Tensor:
+    """The rows of ``types`` that pairs have."""
     if net.pair is None:
-        return torch.zeros(1, dtype=torch.int64), None
-    found = torch.bincount(net.pair, minlength=len(net.types)) > 0
-    kinds = found.nonzero().squeeze(1)
-    return kinds, None if len(kinds) == 1 else (found.cumsum(0) - 1)[net.pair]
+        return torch.zeros(1, dtype=torch.int64)
+    return (torch.bincount(net.pair, minlength=len(net.types)) > 0).nonzero().squeeze(1)
 
 
 def _table(net: Parts, kinds: Tensor, first: float, step: float, count: int) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ import torch
 class _State(threading.local):
     geometry = True
     parameters = True
-    step = False
+    grid: Any = None
 
 
 _state = _State()
@@ -57,27 +58,30 @@ def parameters_only() -> Iterator[None]:
         _state.geometry = before
 
 
-def in_training_step() -> bool:
-    """True inside ``training_step``."""
-    return _state.step
+def step_grid() -> Any:
+    """What ``training_step`` was given; None outside."""
+    return _state.grid
 
 
 @contextmanager
-def training_step() -> Iterator[None]:
-    """What is evaluated inside serves energies, forces and the gradient of one loss of them, no further derivative."""
-    before, _state.step = _state.step, True
+def training_step(grid: Any) -> Iterator[None]:
+    """What is evaluated inside serves energies, forces and the gradient of one loss of them, no further derivative.
+
+    grid: splines (``nodes.Grid``) that may stand for the embedding net on all pairs of the step, or None.
+    """
+    before, _state.grid = _state.grid, grid
     try:
         yield
     finally:
-        _state.step = before
+        _state.grid = before
 
 
 @contextmanager
 def everything() -> Iterator[None]:
-    """Inside, all derivatives are wanted, whatever is said outside."""
-    before = _state.geometry, _state.parameters
-    _state.geometry = _state.parameters = True
+    """Inside, all derivatives are wanted and no training step is under way, whatever is said outside."""
+    before = _state.geometry, _state.parameters, _state.grid
+    _state.geometry, _state.parameters, _state.grid = True, True, None
     try:
         yield
     finally:
-        _state.geometry, _state.parameters = before
+        _state.geometry, _state.parameters, _state.grid = before

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpa1.kernels import dispatch, reference
+from dpa1.kernels import dispatch, embedding, reference
+from dpa1.kernels.nodes import Grid
 from dpa1.kernels.reference import DenseLayer
 
 
@@ -110,6 +111,13 @@ class EmbeddingNet(nn.Module):
     def contracted_pairs(self, radial: Tensor, pair: Tensor | None, table: Tensor | None, rows: Tensor) -> Tensor:
         """``pairs`` contracted with rows (n, K, 4) over the neighbours. Returns (n, C, 4)."""
         return dispatch.contracted_embedding(radial, pair, table, *self.stack(), rows)
+
+    def training_grid(
+        self, low: float, high: float, pairs: int, kinds: Tensor | None, table: Tensor | None
+    ) -> Grid | None:
+        """Splines that stand for the net in a training step; see ``kernels.embedding.training_grid``."""
+        layers, activation = self.stack()
+        return embedding.training_grid(low, high, pairs, kinds, table, layers, activation, layers[0].weight)
 
     def stack(self) -> tuple[list[DenseLayer], Callable[[Tensor], Tensor]]:
         """Its layers as the kernels take them, and the activation of all of them."""

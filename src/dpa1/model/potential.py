@@ -27,6 +27,7 @@ from dpa1.batch import Batch, make_batch
 from dpa1.config.model import ModelConfig
 from dpa1.errors import UserError, did_you_mean
 from dpa1.frames import Frame, make_frame
+from dpa1.kernels.nodes import Grid
 from dpa1.kernels.wanted import geometry_only
 from dpa1.model import memory
 from dpa1.model.descriptor import Descriptor
@@ -274,6 +275,17 @@ class Potential(Tabulable):
         centre, first = view.types[plan.atoms], view.first_type[plan.atoms]
         rows = rows_of(vectors, plan.mask, centre, near, first, self._visible, self.config, self.dtype)
         return self.energies(rows, level if isinstance(level, int) else level[plan.atoms], view.tables)
+
+    def _training_grid(self, view: View) -> Grid | None:
+        """Splines that stand for the embedding net in one training step on a CPU."""
+        if view.vectors.is_cuda or not len(view.centre):
+            return None
+        near = view.types[view.neighbor]
+        # An empty slot has some neighbour's element, whatever its centre's.
+        every = view.types.unique()
+        centre_type = torch.cat([view.types[view.centre], every])
+        closest = float(torch.linalg.vector_norm(view.vectors, dim=-1).min())
+        return self.descriptor.training_grid(closest, centre_type, torch.cat([near, near[:1].expand_as(every)]))
 
     @property
     def _visible(self) -> Tensor | None:

@@ -77,7 +77,8 @@ class Step:
         gradients = self._gradients()
         if self.world.size > 1:
             frames, total, stop = self._union(gradients, frames, total, stop)
-        torch._foreach_div_(gradients, float(frames))
+        if frames > 1:
+            torch._foreach_div_(gradients, float(frames))
         length = gradient_length(gradients)
         # The one moment of a step at which the host waits for the device: nothing unsound ever reaches the weights.
         value, size = torch.stack([total, length]).tolist()
