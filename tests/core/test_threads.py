@@ -53,13 +53,13 @@ def test_between_blocks_of_a_small_system_one_thread_works():
     @threads_for_blocks(100)
     @threads_for_blocks(100)
     def fail():
-        inside.extend([torch.get_num_threads(), thread_count(), even_slots(17_000, 3000)])
+        inside.extend([torch.get_num_threads(), thread_count(), even_slots(17_000, 3000, 500)])
         spread(range(4), lambda _: (time.sleep(0.01), threading.get_ident())[1], inside.append)
         raise MemoryError
 
     with pytest.raises(MemoryError):
         fail()
-    assert inside[:3] == [1, 2, even_slots(17_000, 3000)]
+    assert inside[:3] == [1, 2, even_slots(17_000, 3000, 500)]
     assert len(set(inside[3:])) == 2
     with threads_for_blocks(SHARED_PAIRS):
         assert torch.get_num_threads() == 2
@@ -99,10 +99,10 @@ def test_modes_of_the_caller_hold_inside(mode):
 
 @pytest.mark.usefixtures("two_threads")
 def test_blocks_are_shared_out_evenly():
-    assert even_slots(16_000, 3000) < 3000
-    assert even_slots(17_000, 3000) * 6 >= 17_000
-    assert even_slots(4000, 3000) in range(2000, 2400)
-    assert even_slots(100, 3000) == 3000
+    assert even_slots(16_000, 3000, 500) < 3000
+    assert even_slots(17_000, 3000, 500) * 6 >= 17_000
+    assert even_slots(4000, 3000, 500) in range(2000, 2400)
+    assert even_slots(100, 3000, 500) == even_slots(900, 3000, 500) == 3000
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -110,7 +110,7 @@ def test_blocks_are_shared_out_evenly():
 def test_threads_change_nothing(monkeypatch, precision, again):
     for module in (potential_module, blockwise):
         monkeypatch.setattr(module, "CHUNK_SLOTS", 60)
-    monkeypatch.setattr("dpa1.model.memory.even_slots", lambda slots, most: most)
+    monkeypatch.setattr("dpa1.model.memory.even_slots", lambda slots, most, least: most)
     potential = random_potential(example_options(precision=precision))
     batch = make_batch([random_frame(1, 30), random_frame(2, 12)], CUTOFF)
     before, found = torch.get_num_threads(), []

@@ -30,6 +30,7 @@ UNCHECKED = 256 << 20  # a block of fewer bytes is not worth asking the system w
 LEAST_SLOTS = (
     2000  # tried however little seems free: the system's figure leaves out what the process holds and can reuse
 )
+SHARED_SLOTS = 800  # of a block at least, where threads share the blocks
 LAYER_FREE = 6  # times as many slots without attention, whose operations are short and keep little
 GPU_SLOTS = 4_000_000  # slots of one block on a GPU, whose speed wants large blocks
 _EXHAUSTED = re.compile(r"out of memory|can't allocate|cannot allocate|bad_alloc|alloc_cpu|failed to allocate", re.I)
@@ -51,7 +52,8 @@ def block_slots(
     """
     if device.type == "cpu":
         wide = most * 8 // dtype.itemsize
-        most = even_slots(n_pairs, wide if config.attention_layers else LAYER_FREE * wide)
+        factor = 1 if config.attention_layers else LAYER_FREE
+        most = even_slots(n_pairs, factor * wide, factor * SHARED_SLOTS)
     else:
         most = max(most, GPU_SLOTS)
     each = slot_bytes(config, dtype, n_pairs / max(n_atoms, 1))

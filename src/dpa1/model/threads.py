@@ -23,7 +23,6 @@ from dpa1.kernels import openblas
 
 T = TypeVar("T")
 R = TypeVar("R")
-LEAST_SLOTS = 500  # of a block: below, the calls cost more than the arithmetic
 SHARED_PAIRS = 400_000  # of neighbours: from here on operations on all of them are worth sharing out
 
 
@@ -112,14 +111,17 @@ def spread(
         wait(running)
 
 
-def even_slots(slots: int, most: int) -> int:
-    """How large blocks of at most ``most`` slots should be, of ``slots`` in all, for the threads to end together."""
+def even_slots(slots: int, most: int, least: int) -> int:
+    """How large blocks should be, of ``slots`` in all, for the threads to end together: ``most`` at the most.
+
+    least: of a block; below, handing it to a thread costs more than it brings.
+    """
     count = thread_count()
-    if count == 1 or slots <= LEAST_SLOTS:
+    blocks = min(math.ceil(math.ceil(slots / most) / count) * count, max(1, slots // least))
+    if count == 1 or blocks == 1:
         return most
-    blocks = math.ceil(math.ceil(slots / most) / count) * count
     # A little more than its share, as blocks hold whole atoms and some padding.
-    return min(most, max(LEAST_SLOTS, math.ceil(1.1 * slots / blocks)))
+    return min(most, math.ceil(1.1 * slots / blocks))
 
 
 @cache
