@@ -7,6 +7,7 @@ from ase.neighborlist import primitive_neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpa1 import neighbors as module
 from dpa1.frames import from_ase, make_frame
 from dpa1.neighbors import find_neighbors
 from tests.contracts.systems import random_frame
@@ -54,6 +55,20 @@ def test_equals_brute_force(seed, pbc, atoms, left_handed, unwrapped):
     assert (neighbors.distances(frame) <= 4.0 + 1e-12).all()
     rows = list(zip(neighbors.centre, neighbors.neighbor, map(tuple, neighbors.shift), strict=True))
     assert rows == sorted(rows)
+
+
+def test_shifts_too_large_for_one_integer_are_sorted_by_columns(monkeypatch):
+    rng = np.random.default_rng(0)
+    centre, neighbor = rng.integers(0, 5, (2, 300))
+    shift = rng.integers(-3, 4, (300, 3)).astype(np.int32)
+    near = module._both_ways(centre, neighbor, shift, 5)
+    columns = module._by_columns(centre, neighbor, shift)
+    used = []
+    monkeypatch.setattr(module, "_by_columns", lambda *x: used.append(x))
+    module._both_ways(centre, neighbor, shift * 2**20, 5)
+    assert used
+    for name in ("centre", "neighbor", "shift"):
+        assert np.array_equal(getattr(near, name), getattr(columns, name))
 
 
 def test_order_depends_on_neither_positions_nor_threads():

@@ -7,7 +7,7 @@ import torch
 
 from dpa1.kernels import dispatch, openblas, proof, reference, wanted
 from dpa1.kernels.embedding_net import parts
-from dpa1.kernels.nodes import make_grid
+from dpa1.kernels.nodes import own_grid
 
 CPU_PATHS = [path for path in dispatch.PATHS if path.device == "cpu"]
 
@@ -63,9 +63,7 @@ def test_nodes_that_disagree_are_not_used(path, monkeypatch, caplog):
     dispatch.proven.cache_clear()
 
     def grid(radial, pair, table, layers, *_):
-        net = parts(radial, pair, table, layers)
-        low, high = torch.aminmax(net.s.detach())
-        return make_grid(net, float(low), float(high), len(net.s), 0)
+        return own_grid(parts(radial, pair, table, layers), 0)
 
     with caplog.at_level(logging.WARNING, logger="dpa1"), wanted.training_step(sample.call(grid, x)):
         found = sample.call(usual, x)

@@ -165,10 +165,9 @@ def net(sharpness, pairs=3000, kinds=2, dtype=torch.float64):
     return radial, pair, drawn(kinds, 3), layers
 
 
-def grid(radial, pair, table, layers):
+def grid(*arguments):
     """Splines for all pairs of a net, as a training step makes them."""
-    low, high = (float(x) for x in torch.aminmax(radial.detach()))
-    return nodes.make_grid(parts(radial, pair, table, layers), low, high, radial.numel())
+    return nodes.own_grid(parts(*arguments))
 
 
 def test_as_dense_as_it_takes():

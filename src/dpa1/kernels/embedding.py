@@ -40,30 +40,29 @@ def training_nodes(net: Parts, *paths: dispatch.Path) -> Nodes | None:
     grid = step_grid()
     if grid is None or not _derive(net):
         return None
-    nodes: Nodes | None = grid.place(net) if any(dispatch.holds(path, net.s.dtype, "cpu") for path in paths) else None
-    return nodes
+    return grid.place(net) if any(dispatch.holds(path, net.s.dtype, "cpu") for path in paths) else None
 
 
 def training_grid(
     low: float,
     high: float,
     pairs: int,
-    kinds: Tensor | None,
+    pair: Tensor | None,
     table: Tensor | None,
     layers: Sequence[DenseLayer],
     activation: Callable[[Tensor], Tensor],
     like: Tensor,
 ) -> Grid | None:
-    """Splines that serve a whole training step: so many ``pairs`` of these ``kinds`` (rows of ``table``), inputs within the bounds.
+    """Splines that serve a whole training step: so many ``pairs``, each of a row of ``table``, inputs within the bounds.
 
     like: gives the precision. None where the net is to be evaluated otherwise.
     """
-    s = like.new_tensor([low, high]) if kinds is None else like.new_full((len(kinds),), low)
-    if not supports(s, kinds, table, layers, activation) or like.device.type != "cpu":
+    s = like.new_tensor([low, high])
+    if not supports(s, pair, table, layers, activation) or like.device.type != "cpu":
         return None
     if not (dispatch.holds(dispatch.DENSITY, s.dtype, "cpu") or dispatch.holds(dispatch.INTERPOLATED, s.dtype, "cpu")):
         return None
-    return make_grid(parts(s, kinds, table, layers), low, high, pairs)
+    return make_grid(parts(s, pair, table, layers), low, high, pairs)
 
 
 def with_slope(net: Parts, nodes: Nodes | None) -> tuple[Tensor, Tensor | None]:

@@ -91,11 +91,16 @@ class Grid:
 
 def place_nodes(net: Parts, saving: int = SAVING) -> Nodes | None:
     """Nodes for the pairs of a net; None where fewer than ``saving`` pairs come on a node, or no spline is exact enough."""
+    grid = own_grid(net, saving)
+    return None if grid is None else grid.place(net)
+
+
+def own_grid(net: Parts, saving: int = SAVING) -> Grid | None:
+    """Splines that serve the pairs of a net alone; None as ``place_nodes``."""
     if not len(net.s):
         return None
     low, high = (float(x) for x in torch.aminmax(net.s.detach()))
-    grid = make_grid(net, low, high, len(net.s), saving)
-    return None if grid is None else grid.place(net)
+    return make_grid(net, low, high, len(net.s), saving)
 
 
 def make_grid(net: Parts, low: float, high: float, pairs: int, saving: int = SAVING) -> Grid | None:

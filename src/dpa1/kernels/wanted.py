@@ -12,15 +12,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from dpa1.kernels.nodes import Grid
 
 
 class _State(threading.local):
     geometry = True
     parameters = True
-    grid: Any = None
+    grid: Grid | None = None
 
 
 _state = _State()
@@ -58,16 +61,16 @@ def parameters_only() -> Iterator[None]:
         _state.geometry = before
 
 
-def step_grid() -> Any:
+def step_grid() -> Grid | None:
     """What ``training_step`` was given; None outside."""
     return _state.grid
 
 
 @contextmanager
-def training_step(grid: Any) -> Iterator[None]:
+def training_step(grid: Grid | None) -> Iterator[None]:
     """What is evaluated inside serves energies, forces and the gradient of one loss of them, no further derivative.
 
-    grid: splines (``nodes.Grid``) that may stand for the embedding net on all pairs of the step, or None.
+    grid: splines that may stand for the embedding net on all pairs of the step, or None.
     """
     before, _state.grid = _state.grid, grid
     try:

@@ -142,7 +142,6 @@ class Blockwise:
         derive = derive and len(view.centre) > 0
         slope: Tensor | None = None
         with torch.enable_grad():
-            # Slots, not pairs, are differentiated by: the derivative of a gather is slow, and not needed.
             vectors = self.potential._gather(plan, view).requires_grad_(derive)
             with training_step(None if self.splines is None else self.splines.grid):
                 energies, _ = self.potential._evaluate(plan, view, vectors, self.index)

@@ -105,9 +105,9 @@ class Descriptor(nn.Module):
             descriptor = torch.cat([descriptor, table[rows.centre_type]], dim=-1)
         return descriptor
 
-    def training_grid(self, closest: float, centre_type: Tensor, neighbor_type: Tensor) -> Grid | None:
+    def training_grid(self, closest: float, present: Tensor, centre_type: Tensor, neighbor_type: Tensor) -> Grid | None:
         """Splines that stand for the embedding net in a training step on pairs (P,) of these elements, none closer than so
-        many Å; None where there is nothing to gain."""
+        many Å; None where there is nothing to gain. present: the centres' elements, each once."""
         config = self.config
         if config.slot_statistics:
             return None
@@ -116,13 +116,11 @@ class Descriptor(nn.Module):
         ends = reference.switch(distance, config.switch_start, config.cutoff) / (
             distance + config.environment_protection
         )
-        present = _found(centre_type)
         low, high = torch.aminmax((ends - self.mean[present, None]) / self.scale[present, :1])
-        kinds, table = None, None
+        pair, table = None, None
         if self.type_net is None:
             pair, table = self._type_pairs(neighbor_type, centre_type, self.type_embedding())
-            kinds = _found(pair)
-        return self.embedding.training_grid(float(low), float(high), len(neighbor_type), kinds, table)
+        return self.embedding.training_grid(float(low), float(high), len(neighbor_type), pair, table)
 
     def _product(self, radial: Tensor, matrix: Tensor, rows: Rows, table: Tensor, tables: TableSet | None) -> Tensor:
         """(n, K) radial inputs, (n, K, 4) environment matrix → (n, C, 4) features contracted over the neighbours."""
@@ -186,8 +184,3 @@ class Descriptor(nn.Module):
             place = torch.arange(radial.shape[1], device=radial.device)
             count = (place >= radial.shape[1] - count).to(radial.dtype)
         return reference.contraction(features, functional.pad((radial * count).unsqueeze(-1), (0, 3)))
-
-
-def _found(indices: Tensor) -> Tensor:
-    """Which small integers there are: faster than sorting them."""
-    return (torch.bincount(indices) > 0).nonzero().squeeze(1)

@@ -113,11 +113,11 @@ class EmbeddingNet(nn.Module):
         return dispatch.contracted_embedding(radial, pair, table, *self.stack(), rows)
 
     def training_grid(
-        self, low: float, high: float, pairs: int, kinds: Tensor | None, table: Tensor | None
+        self, low: float, high: float, pairs: int, pair: Tensor | None, table: Tensor | None
     ) -> Grid | None:
         """Splines that stand for the net in a training step; see ``kernels.embedding.training_grid``."""
         layers, activation = self.stack()
-        return embedding.training_grid(low, high, pairs, kinds, table, layers, activation, layers[0].weight)
+        return embedding.training_grid(low, high, pairs, pair, table, layers, activation, layers[0].weight)
 
     def stack(self) -> tuple[list[DenseLayer], Callable[[Tensor], Tensor]]:
         """Its layers as the kernels take them, and the activation of all of them."""

@@ -265,7 +265,10 @@ class Potential(Tabulable):
         return View(types, types[first][batch.frame], centre, neighbor, vectors, tables)
 
     def _gather(self, plan: RowPlan, view: View) -> Tensor:
-        """(n, K, 3) Å: the pair vectors in the slots of one block of centre atoms, anything where a slot is empty."""
+        """(n, K, 3) Å: the pair vectors in the slots of one block of centre atoms, anything where a slot is empty.
+
+        What is to be differentiated by them takes these, not the pairs: the derivative of a gather is slow.
+        """
         vectors = view.vectors
         return vectors[plan.pairs] if len(vectors) else vectors.new_zeros(*plan.mask.shape, 3)
 
@@ -282,10 +285,11 @@ class Potential(Tabulable):
             return None
         near = view.types[view.neighbor]
         # An empty slot has some neighbour's element, whatever its centre's.
-        every = view.types.unique()
-        centre_type = torch.cat([view.types[view.centre], every])
+        present = view.types.unique()
+        centre_type = torch.cat([view.types[view.centre], present])
+        neighbor_type = torch.cat([near, near[:1].expand_as(present)])
         closest = float(torch.linalg.vector_norm(view.vectors, dim=-1).min())
-        return self.descriptor.training_grid(closest, centre_type, torch.cat([near, near[:1].expand_as(every)]))
+        return self.descriptor.training_grid(closest, present, centre_type, neighbor_type)
 
     @property
     def _visible(self) -> Tensor | None:
@@ -340,7 +344,6 @@ class Potential(Tabulable):
 
         def evaluate(plan: RowPlan) -> None:
             filled = plan.mask
-            # Slots, not pairs, are differentiated by: the derivative of a gather is slow, and not needed.
             vectors = self._gather(plan, view)
             with torch.set_grad_enabled(derive), geometry_only():
                 energies, descriptor = self._evaluate(plan, view, vectors.requires_grad_(derive), level)
