@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
+from dpa1.kernels.by_reference import fresh, gradients
 from dpa1.kernels.products import batched, product
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
 from dpa1.kernels.wanted import geometry_wanted, parameters_wanted
@@ -275,9 +276,7 @@ def _by_reference(
     """Differentiable gradients of everything, weights included: rarely asked for, so autograd forms them."""
     x, w, g, f = saved[:4]
     inputs = [x, w, g, f, *saved[13:]]
-    asked = [i for i, t in enumerate(inputs) if t is not None and t.requires_grad]
-    # Fresh nodes in the graph: a gradient stops at them instead of running on to where the inputs came from.
-    near: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
+    near: list[Any] = fresh(inputs)
 
     def scores(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> Tensor:
         s = query @ _t(key)
@@ -287,8 +286,4 @@ def _by_reference(
 
     keys = Keys(w, w, None, None, null.number, null.score)
     out = reference.attention_layer(near[0], keys, AttentionWeights(*near[4:]), options, scores)
-    grads = torch.autograd.grad(out, [near[i] for i in asked], o_bar, create_graph=True, allow_unused=True)
-    result: list[Tensor | None] = [None] * len(inputs)
-    for i, grad in zip(asked, grads, strict=True):
-        result[i] = grad
-    return tuple(result)
+    return tuple(gradients(out, o_bar, near))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
+from dpa1.kernels.by_reference import fresh, gradients
 from dpa1.kernels.products import product
 from dpa1.kernels.reference import DenseLayer
 from dpa1.kernels.wanted import geometry_wanted, parameters_wanted
@@ -235,15 +236,9 @@ def _by_reference(
     value_bar: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Differentiable gradients of the weights: rarely asked for, so autograd forms them."""
-    inputs = [types, *weights]
-    asked = [i for i, t in enumerate(inputs) if t.requires_grad]
-    near = [t.view_as(t) for t in inputs]
+    near: list[Any] = fresh((types, *weights))
     rows = near[0] if index is None else near[0][index]
     x = torch.tanh(rows + s.unsqueeze(-1) * near[1])
     for k, times in enumerate(repeats):
         x = reference.dense(x, DenseLayer(near[2 + 2 * k], near[3 + 2 * k], None, times), torch.tanh)
-    grads = torch.autograd.grad(x, [near[i] for i in asked], value_bar, create_graph=True) if asked else ()
-    result: list[Tensor | None] = [None] * len(inputs)
-    for i, grad in zip(asked, grads, strict=True):
-        result[i] = grad
-    return tuple(result)
+    return tuple(gradients(x, value_bar, near))

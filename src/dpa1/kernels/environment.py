@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpa1.kernels import reference
+from dpa1.kernels.by_reference import fresh, gradients
 from dpa1.kernels.wanted import geometry_wanted
 
 Shape = tuple[torch.dtype, float, float, float]  # precision, start of the switch, cutoff, protection
@@ -122,7 +123,7 @@ class _Slope(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *along: Tensor) -> tuple[Tensor | None, ...]:
         if geometry_wanted() or torch.is_grad_enabled():
-            return _by_reference(ctx.shape, along[0], ctx.saved_tensors, ctx.needs_input_grad[1:5])
+            return _by_reference(ctx.shape, along[0], ctx.saved_tensors)
         _, mask, inverse, factor, distance, direction = ctx.saved_tensors[3:]
         slope, radial, turning = _coefficients(ctx.shape, inverse, factor, distance)
         a = along[0].to(direction.dtype)
@@ -142,20 +143,13 @@ class _Slope(torch.autograd.Function):
         return None, *found, *(None,) * 6
 
 
-def _by_reference(
-    shape: Shape, along: Tensor, saved: tuple[Tensor, ...], asked: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
+def _by_reference(shape: Shape, along: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     """The same and the derivative by the vectors, by autograd."""
     with torch.enable_grad():
-        cotangents = [None if bar is None else bar.view_as(bar) for bar in saved[:3]]
-        vectors, mask = saved[3].view_as(saved[3]), saved[4]
-        inputs = [*cotangents, vectors]
-        values = reference.environment(vectors, mask, *shape)
+        near: list[Any] = fresh(saved[:4])
+        *cotangents, vectors = near
+        values = reference.environment(vectors, saved[4], *shape)
         pairs = [(value, bar) for value, bar in zip(values, cotangents, strict=True) if bar is not None]
-        (found,) = torch.autograd.grad([p[0] for p in pairs], vectors, [p[1] for p in pairs], create_graph=True)
-        places = [k for k, wanted in enumerate(asked) if wanted and inputs[k] is not None]
-        grads = torch.autograd.grad(found, [inputs[k] for k in places], along, create_graph=True, allow_unused=True)
-    out: list[Tensor | None] = [None] * 10
-    for k, grad in zip(places, grads, strict=True):
-        out[k + 1] = grad
-    return tuple(out)
+        (found,) = gradients([value for value, _ in pairs], [bar for _, bar in pairs], [vectors])
+        assert found is not None
+        return None, *gradients(found, along, near), *(None,) * 5

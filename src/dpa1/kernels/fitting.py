@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
+from dpa1.kernels.by_reference import fresh, gradients
 from dpa1.kernels.embedding_net import tanh_
 from dpa1.kernels.products import product
 from dpa1.kernels.reference import DenseLayer
@@ -184,13 +185,7 @@ class _Backward(torch.autograd.Function):
 def _by_reference(kinds: Kinds, energy_bar: Tensor, saved: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """Differentiable gradients of everything, weights included: rarely asked for, so autograd forms them."""
     inputs, _, weights = _split(kinds, saved)
-    # Fresh nodes in the graph: a gradient stops at them instead of running on to where the inputs came from.
-    near = [tensor.view_as(tensor) for tensor in (inputs[0], *weights)]
+    near: list[Any] = fresh((inputs[0], *weights))
     layers, last, constant = _layers(kinds, near[1:])
     energy = reference.fitting(near[0], layers, DenseLayer(last, constant, None, 0), torch.tanh)
-    asked = [k for k, tensor in enumerate(near) if tensor.requires_grad]
-    grads = torch.autograd.grad(energy, [near[k] for k in asked], energy_bar, create_graph=True)
-    found: list[Tensor | None] = [None] * len(near)
-    for k, grad in zip(asked, grads, strict=True):
-        found[k] = grad
-    return tuple(found)
+    return tuple(gradients(energy, energy_bar, near))

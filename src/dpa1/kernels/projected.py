@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
+from dpa1.kernels.by_reference import fresh, gradients
 from dpa1.kernels.products import batched, product
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
 
@@ -96,8 +97,7 @@ class _Layer(torch.autograd.Function):
 def _by_reference(constants: Any, grad: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
     """Gradients that can be differentiated again."""
     null_count, null_score, weights, options = constants
-    # Fresh nodes in the graph: a gradient stops at them instead of running on to where the inputs came from.
-    near: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
+    near: list[Any] = fresh(inputs)
     w, g, f = near[4:]
 
     def attention(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> Tensor:
@@ -108,9 +108,4 @@ def _by_reference(constants: Any, grad: Tensor, *inputs: Tensor | None) -> list[
 
     keys = Keys(w, w, None, None, null_count, null_score)
     out = reference.projected_layer(near[0], near[1], near[2], near[3], keys, weights, options, attention)
-    asked = [i for i, t in enumerate(near) if t is not None and t.requires_grad]
-    found = torch.autograd.grad(out, [near[i] for i in asked], grad, create_graph=True)
-    result: list[Tensor | None] = [None] * len(near)
-    for i, gradient in zip(asked, found, strict=True):
-        result[i] = gradient
-    return result
+    return gradients(out, grad, near)

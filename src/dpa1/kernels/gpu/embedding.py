@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dpa1.kernels import embedding_net, reference
+from dpa1.kernels.by_reference import fresh, gradients
 from dpa1.kernels.gpu import common
 from dpa1.kernels.gpu.common import dense, dot, load_rows, padded, store_rows, tanh, tile
 from dpa1.kernels.reference import DenseLayer
@@ -243,17 +244,12 @@ def _gradient(ctx: Any, value_bar: Tensor | None, slope_bar: Tensor | None) -> t
 def _by_reference(repeats: tuple[int, int], inputs: list[Tensor], value_bar: Tensor) -> list[Tensor | None]:
     """Differentiable gradients of the weights: rarely asked for, so autograd forms them."""
     index, s = inputs[:2]
-    near = [x.view_as(x) for x in inputs[2:]]
+    near: list[Any] = fresh(inputs[2:])
     types, w, W2, b2, W3, b3 = near
     x = torch.tanh(types[index] + s.unsqueeze(-1) * w)
     x = reference.dense(x, DenseLayer(W2, b2, None, repeats[0]), torch.tanh)
     x = reference.dense(x, DenseLayer(W3, b3, None, repeats[1]), torch.tanh)
-    asked = [k for k, tensor in enumerate(near) if tensor.requires_grad]
-    found = torch.autograd.grad(x, [near[k] for k in asked], value_bar, create_graph=True)
-    result: list[Tensor | None] = [None] * len(near)
-    for k, gradient in zip(asked, found, strict=True):
-        result[k] = gradient
-    return result
+    return gradients(x, value_bar, near)
 
 
 net.register_autograd(_gradient, setup_context=_keep)
