@@ -13,7 +13,7 @@ from torch import Tensor
 from dpa1.errors import UserError
 from dpa1.frames import Frame
 from dpa1.kernels import openblas
-from dpa1.neighbors import Neighbors, find_neighbors
+from dpa1.neighbors import Neighbors, find_neighbors, pieces
 from dpa1.neighbors_device import find_on_device
 
 LARGE = 2000  # atoms of a frame from which on a search on a GPU is worth its launches
@@ -129,13 +129,24 @@ def _threads(frame: Frame) -> int:
 def _pairs(frames: Sequence[Frame], neighbors: Sequence[Neighbors], starts: np.ndarray) -> tuple[Tensor, ...]:
     """Centre, neighbor and shift (Å) of all frames, whose atoms begin at ``starts``."""
 
-    def index(parts: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([part + start if start else part for part, start in zip(parts, starts, strict=True)])
+    def joined(parts: list[np.ndarray]) -> Tensor:
+        # A large frame comes alone: it is not copied.
+        return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+    def index(parts: list[np.ndarray]) -> Tensor:
+        return joined([part + start if start else part for part, start in zip(parts, starts, strict=True)])
 
     with openblas.alone():
-        shift = np.concatenate([n.shift @ f.cell for n, f in zip(neighbors, frames, strict=True)])
-    columns = index([n.centre for n in neighbors]), index([n.neighbor for n in neighbors]), shift
-    return tuple(torch.from_numpy(column) for column in columns)
+        shift = joined([_cartesian(n.shift, f.cell) for n, f in zip(neighbors, frames, strict=True)])
+    return index([n.centre for n in neighbors]), index([n.neighbor for n in neighbors]), shift
+
+
+def _cartesian(shift: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """(P, 3) Å of integer cell offsets."""
+    found = np.empty(shift.shape)
+    for some in pieces(len(shift)):
+        np.matmul(shift[some], cell, out=found[some])
+    return found
 
 
 def _pairs_on_device(

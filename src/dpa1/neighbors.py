@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from dpa1.errors import UserError
 from dpa1.frames import Frame
 
 CLOSEST = 0.05  # Å; below this two atoms count as lying on one spot (1/r would swamp float32)
+PIECE = 1 << 14  # pairs
+RADIX = 1 << 15  # numbers; fewer are not worth its passes
 
 
 @dataclass(frozen=True)
@@ -65,29 +69,43 @@ def find_neighbors(frame: Frame, cutoff: float, threads: int = 1) -> Neighbors:
 
 def _both_ways(centre: np.ndarray, neighbor: np.ndarray, shift: np.ndarray, n_atoms: int) -> Neighbors:
     """Every pair and its reverse, sorted: as one integer each, which sorts many times faster than five columns do."""
-    most = int(np.abs(shift).max(initial=0))
+    most = int(max(shift.max(initial=0), -shift.min(initial=0)))
     atom, side = max(n_atoms - 1, 0).bit_length(), (2 * most).bit_length()
     image = 3 * side
     if 2 * atom + image > 63:  # more atoms than memory holds, or an atom thousands of cells away
         return _by_columns(centre, neighbor, shift)
-    x, y, z = shift.T.astype(np.int64) + most
-    number = (x << 2 * side) + (y << side) + z
     largest = 2 * most * ((1 << 2 * side) + (1 << side) + 1)
     pairs = len(centre)
     keys = np.empty(2 * pairs, dtype=np.int64)
-    ways = (keys[:pairs], centre, neighbor, number), (keys[pairs:], neighbor, centre, largest - number)
-    for key, first, second, third in ways:
-        np.left_shift(first, atom, out=key)
-        key |= second
-        key <<= image
-        key |= third
-    keys.sort()
-    number = keys & ((1 << image) - 1)
-    keys >>= image
-    found = np.empty((2 * pairs, 3), dtype=shift.dtype)
-    for k, shifted in enumerate((2 * side, side, 0)):
-        found[:, k] = ((number >> shifted) & ((1 << side) - 1)) - most
-    return Neighbors(keys >> atom, keys & ((1 << atom) - 1), found)
+    for some in pieces(pairs):
+        x, y, z = shift[some].T.astype(np.int64) + most
+        number = (x << 2 * side) + (y << side) + z
+        ways = (keys[:pairs], centre, neighbor, number), (keys[pairs:], neighbor, centre, largest - number)
+        for key, first, second, third in ways:
+            np.left_shift(first[some], atom, out=key[some])
+            key[some] |= second[some]
+            key[some] <<= image
+            key[some] |= third
+    keys = _sorted(keys)
+    found = Neighbors(np.empty_like(keys), np.empty_like(keys), np.empty((2 * pairs, 3), dtype=shift.dtype))
+    for some in pieces(2 * pairs):
+        key = keys[some]
+        found.centre[some] = key >> atom + image
+        found.neighbor[some] = key >> image & (1 << atom) - 1
+        for k, shifted in enumerate((2 * side, side, 0)):
+            found.shift[some, k] = (key >> shifted & (1 << side) - 1) - most
+    return found
+
+
+def _sorted(keys: np.ndarray) -> np.ndarray:
+    """Many of them by torch's radix sort: numpy's takes several times as long on some processors, and one thread."""
+    return torch.sort(torch.from_numpy(keys)).values.numpy() if len(keys) >= RADIX else np.sort(keys)
+
+
+def pieces(count: int) -> Iterator[slice]:
+    """So many pairs in pieces small enough that what is computed in between stays in the processor's cache."""
+    for start in range(0, count, PIECE):
+        yield slice(start, start + PIECE)
 
 
 def _by_columns(centre: np.ndarray, neighbor: np.ndarray, shift: np.ndarray) -> Neighbors:

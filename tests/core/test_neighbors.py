@@ -57,18 +57,22 @@ def test_equals_brute_force(seed, pbc, atoms, left_handed, unwrapped):
     assert rows == sorted(rows)
 
 
-def test_shifts_too_large_for_one_integer_are_sorted_by_columns(monkeypatch):
+@pytest.mark.parametrize(("atoms", "pairs"), [(5, 0), (5, 300), (700, module.PIECE + 1), (700, module.RADIX)])
+def test_pairs_sorted_as_integers_are_those_sorted_by_columns(atoms, pairs):
     rng = np.random.default_rng(0)
-    centre, neighbor = rng.integers(0, 5, (2, 300))
-    shift = rng.integers(-3, 4, (300, 3)).astype(np.int32)
-    near = module._both_ways(centre, neighbor, shift, 5)
+    centre, neighbor = rng.integers(0, atoms, (2, pairs))
+    shift = rng.integers(-3, 4, (pairs, 3)).astype(np.int32)
+    found = module._both_ways(centre, neighbor, shift, atoms)
     columns = module._by_columns(centre, neighbor, shift)
+    for name in ("centre", "neighbor", "shift"):
+        assert np.array_equal(getattr(found, name), getattr(columns, name))
+
+
+def test_shifts_too_large_for_one_integer_are_sorted_by_columns(monkeypatch):
     used = []
     monkeypatch.setattr(module, "_by_columns", lambda *x: used.append(x))
-    module._both_ways(centre, neighbor, shift * 2**20, 5)
+    module._both_ways(*np.zeros((2, 1), dtype=np.int64), np.full((1, 3), 2**22, dtype=np.int32), 5)
     assert used
-    for name in ("centre", "neighbor", "shift"):
-        assert np.array_equal(getattr(near, name), getattr(columns, name))
 
 
 def test_order_depends_on_neither_positions_nor_threads():
