@@ -71,7 +71,7 @@ class TableReport:
 
 
 @dataclass(frozen=True)
-class Grid:
+class TableGrid:
     """Where each ordered element pair (centre·E + neighbour) lies: x = s·inverse + origin, its cells and its first row.
 
     A pair without a table, which an empty slot may name, has one cell in the first row.
@@ -97,7 +97,7 @@ class TableSet:
     """
 
     solved: Tensor
-    grid: Grid
+    grid: TableGrid
     values: tuple[Tensor, ...]
     slope_error: Tensor
     value_error: Tensor

@@ -16,7 +16,7 @@ from dpa1.batch import Batch, make_batch
 from dpa1.errors import RunError
 from dpa1.kernels import table as kernel
 from dpa1.model import memory
-from dpa1.model.table import Grid, TableReport, Tables, TableSet
+from dpa1.model.table import TableGrid, TableReport, Tables, TableSet
 from dpa1.model.table_samples import sample_structures
 from dpa1.model.table_solve import (
     LEVELS,
@@ -306,14 +306,14 @@ def _joined(potential: Potential, found: TableSet, old: TableSet | None, max_byt
     )
     return TableSet(
         solved=solved.view(count, count).to(device),
-        grid=Grid(inverse, origin, cells, row.to(device)),
+        grid=TableGrid(inverse, origin, cells, row.to(device)),
         values=values,
         slope_error=merged(old.slope_error, found.slope_error),
         value_error=merged(old.value_error, found.value_error),
     )
 
 
-def _spans(grid: Grid, pairs: Sequence[int]) -> list[slice]:
+def _spans(grid: TableGrid, pairs: Sequence[int]) -> list[slice]:
     """Rows of each pair."""
     row, cells = grid.row.tolist(), grid.cells.tolist()
     return [slice(row[pair], row[pair] + int(cells[pair]) + kernel.DEGREE) for pair in pairs]

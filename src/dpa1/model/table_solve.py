@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dpa1.kernels import reference
 from dpa1.kernels import table as kernel
-from dpa1.model.table import EDGE, R_MIN, Grid, TableSet, columns
+from dpa1.model.table import EDGE, R_MIN, TableGrid, TableSet, columns
 
 if TYPE_CHECKING:
     from dpa1.model.potential import Potential
@@ -102,7 +102,7 @@ def layout(exact: Potential, levels: Mapping[int, int]) -> list[Block]:
     return blocks
 
 
-def grid_of(blocks: Sequence[Block], count: int) -> Grid:
+def grid_of(blocks: Sequence[Block], count: int) -> TableGrid:
     """The same for looking up, of ``count`` elements."""
     inverse, origin = torch.zeros(2, count * count, dtype=torch.float64)
     cells = torch.ones(count * count, dtype=torch.float64)
@@ -112,7 +112,7 @@ def grid_of(blocks: Sequence[Block], count: int) -> Grid:
         inverse[pairs], origin[pairs] = 1.0 / block.spacing, -block.low / block.spacing
         cells[pairs] = float(block.cells)
         row[pairs] = block.first + block.rows * torch.arange(len(pairs))
-    return Grid(inverse, origin, cells, row)
+    return TableGrid(inverse, origin, cells, row)
 
 
 def widths(exact: Potential) -> list[int]:
