@@ -45,7 +45,7 @@ def frames_needed(scratch: Curve, error: float) -> tuple[float, str]:
 def factors(scratch: Curve, finetune: Curve) -> dict[int, tuple[float, str]]:
     """For each size of the fine-tuned curve, the factor in frames that training from scratch needs."""
     found = {}
-    for frames in sorted(n for n in finetune if n != ZERO and n in scratch):
+    for frames in sorted(n for n in finetune if n != ZERO):
         needed, bound = frames_needed(scratch, median(finetune[frames]))
         found[frames] = (needed / frames, bound)
     return found
@@ -89,9 +89,10 @@ INTRODUCTION = """# Sample efficiency: from scratch and from the pretrained mode
 Force and energy errors on the test split of five tasks that are in none of the pretraining data, after training from scratch
 and after fine-tuning `{base}`. Both arms have the same architecture, frames, batches, loss, number of optimizer steps and
 schedule; for each task and arm the learning rate, and for fine-tuning the method, is the best, or within 5 % of the best, of
-those tried with 8 frames (for up to 16), with 32 (for 32 and 64) and with 128 (for more); below is what was tried. Up to {seeds}
-seeds, which draw both the frames and the initial weights; medians, with the range in brackets where there is more than one. The runs are short (10–60 s of one core), so the curves flatten where the number of steps
-limits them, not the number of frames. Energies carry a per-element bias fitted to the training frames in both
+those tried with 4 frames (for up to 4), with 8 (for 8 and 16), with 32 (for 32 and 64) and with 128 (for more); below is what
+was tried. Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in brackets where there
+is more than one. The runs are short (10–60 s of one core), so the curves flatten where the number of steps limits them, not the
+number of frames. Energies carry a per-element bias fitted to the training frames in both
 arms. *Zero-shot* is the pretrained model with its energy bias refitted to 8 frames, nothing else changed.
 """
 
@@ -133,7 +134,9 @@ def trial_table(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows if row["frames"] in TUNED_AT and row["seed"] == 1
     }  # fmt: skip
     rates, names = sorted({key[-1] for key in found}), [task.name for task in TASKS]
-    lines = sorted({key[:4] for key in found}, key=lambda key: (names.index(key[0]), key[3], ARMS.index(key[1])))
+    lines = sorted(
+        {key[:4] for key in found}, key=lambda key: (names.index(key[0]), key[3], ARMS.index(key[1]), key[2])
+    )
     body = [
         [line[0], line[3], f"{line[1]} ({line[2]})" if line[2] else line[1],
          *(f"{found[*line, rate]:.3g}" if (*line, rate) in found else "–" for rate in rates)]
