@@ -12,6 +12,7 @@ import dpa1
 from dpa1.batch import make_batch
 from dpa1.config.model import ModelConfig
 from dpa1.config.run import load_config
+from dpa1.data.dataset import ListDataset
 from dpa1.data.read import read
 from dpa1.errors import UserError
 from dpa1.frames import from_ase
@@ -20,7 +21,7 @@ from dpa1.model.file import load_model, save_model, version_of
 from dpa1.model.potential import Potential
 from dpa1.model.replay import attach_replay
 from dpa1.training import finetune
-from dpa1.training.defaults import steps_for
+from dpa1.training.defaults import MANY_RATE, RATE, distinct_compositions, rate_for, steps_for
 from dpa1.training.finetune import Change, _measured
 from dpa1.training.residual_bias import fit_shift
 from tests.training.toy import MODEL, emt_frames
@@ -437,6 +438,30 @@ def test_steps_are_whole_numbers():
     found = [steps_for(frames) for frames in (1, 10, 100, 1000, 10_000, 10**6)]
     assert found == [400, 600, 2000, 6300, 20_000, 20_000]
     assert all(isinstance(steps, int) for steps in found)
+
+
+def test_few_frames_of_many_compositions_are_learned_slowly():
+    def table(formulas):
+        frames = [
+            from_ase(Atoms(formula, positions=5.0 * np.arange(3 * len(Atoms(formula))).reshape(-1, 3)))
+            for formula in formulas
+        ]
+        return ListDataset(frames).table
+
+    assert distinct_compositions(table(["CuAu", "Au2Cu2", "Cu", "Cu2Au", "Cu4"])) == 3
+    assert rate_for(table(["Cu", "Au", "CuAu"])) == MANY_RATE
+    assert rate_for(table(["Cu", "Cu", "CuAu", "Cu2Au2"])) == RATE  # two of four
+    assert rate_for(table(["Cu"])) == rate_for(table(["Cu", "Cu"])) == RATE
+    assert rate_for(table([f"Cu{n}Au" for n in range(1, 31)])) == RATE
+
+
+@pytest.mark.parametrize(("frames", "said"), [(5, True), (1, False)])
+def test_a_low_rate_is_said(base, tmp_path, frames, said):
+    write(tmp_path / "mixed.xyz", emt_frames(frames))  # 4 compositions, or one
+    result, _ = tune(base, tmp_path / "mixed.xyz", tmp_path)
+    text = (result.folder / "train.log").read_text()
+    assert ("a low learning rate" in text) is said
+    assert f"learning rate {MANY_RATE if said else RATE:g}" in text
 
 
 def test_nothing_is_overwritten(base, data, tmp_path):

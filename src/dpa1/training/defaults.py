@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from dpa1.config.finetune import Method
 from dpa1.config.run import RunConfig
 from dpa1.config.training import LossConfig
 from dpa1.data.dataset import Dataset
+from dpa1.data.table import FrameTable
 from dpa1.errors import UserError, counted
 
 VALIDATED = 20  # frames from which a part is held out for validation
 FEW = 30  # frames below which most weights stay
-RATES: dict[Method, float] = {"full": 3e-3, "freeze": 3e-3, "heads": 3e-3, "lora": 3e-3}
+RATE = 3e-3
+MANY_RATE = 3e-4  # for few frames of many compositions, which tell little of each
 LABEL = {"energy": "energy", "force": "forces", "virial": "virial"}
 
 
@@ -53,7 +57,11 @@ def choose(config: RunConfig, train: Dataset, replayed: Dataset | None = None) -
     if not given & {"steps", "epochs"}:
         chosen["steps"] = steps_for(frames)
     if "learning_rate" not in given:
-        chosen["learning_rate"] = RATES[method]
+        chosen["learning_rate"] = rate_for(train.table)
+        if chosen["learning_rate"] != RATE:
+            lines.append(
+                "a low learning rate, because the few frames are of many compositions, each known from hardly any"
+            )
     if "ema" not in given:
         chosen["ema"] = 0.99 if chosen.get("steps", config.training.steps) < 2000 else 0.999
     config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
@@ -80,6 +88,19 @@ def method_for(frames: int) -> Method:
 def steps_for(frames: int) -> int:
     """Optimizer steps unless they are asked for: 10 frames 600, 100: 2000, 1,000: 6300, from 10,000 on 20000."""
     return min(20_000, max(400, 100 * round(2 * frames**0.5)))
+
+
+def rate_for(table: FrameTable) -> float:
+    """Learning rate unless one is asked for; low for few frames of more than half as many compositions."""
+    frames = len(table)
+    return MANY_RATE if frames < FEW and distinct_compositions(table) > max(1, frames / 2) else RATE
+
+
+def distinct_compositions(table: FrameTable) -> int:
+    """How many reduced compositions the frames have."""
+    shares = table.count / table.n_atoms[table.owner()]
+    frames = np.split(np.column_stack([table.z, shares.round(6)]), np.cumsum(table.kinds)[:-1])
+    return len({frame.tobytes() for frame in frames})
 
 
 def own_loss(config: RunConfig, train: Dataset, replayed: Dataset | None) -> LossConfig:
