@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.spatial import cKDTree
 
-from dpa1.data.table import FrameTable
+from dpa1.data.table import Formula, FrameTable
 from dpa1.frames import Frame
 
 TOLERANCE = 1e-3  # Å, by which every atom may be displaced
@@ -55,7 +55,7 @@ def lies_on(small: Frame, large: Frame, cell: np.ndarray, at: np.ndarray, of: np
 
 def candidates(first: FrameTable, second: FrameTable) -> Iterator[tuple[int, int]]:
     """(frame of ``first``, frame of ``second``), of which one has the composition of the other several times, at its density."""
-    groups: dict[tuple[bytes, bytes], list[tuple[float, int, int]]] = defaultdict(list)
+    groups: dict[Formula, list[tuple[float, int, int]]] = defaultdict(list)
     for i, (kind, units, volume) in enumerate(_formulas(first)):
         if volume:
             groups[kind].append((volume, units, i))
@@ -69,13 +69,10 @@ def candidates(first: FrameTable, second: FrameTable) -> Iterator[tuple[int, int
                 yield int(i), k
 
 
-def _formulas(table: FrameTable) -> Iterator[tuple[tuple[bytes, bytes], int, float]]:
+def _formulas(table: FrameTable) -> Iterator[tuple[Formula, int, float]]:
     """Per frame: reduced formula, how often the frame holds it, volume of one (Å³; 0 where not periodic)."""
-    ends = np.cumsum(table.kinds)
-    for i, (start, end) in enumerate(zip(ends - table.kinds, ends, strict=True)):
-        count = table.count[start:end]
-        units = int(np.gcd.reduce(count))
-        yield (table.z[start:end].tobytes(), (count // units).tobytes()), units, float(table.volume[i]) / units
+    for (formula, units), volume in zip(table.formulas(), table.volume.tolist(), strict=True):
+        yield formula, units, volume / units
 
 
 def repeats_itself(frame: Frame) -> bool:

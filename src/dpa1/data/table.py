@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from dpa1.frames import Frame
 
 # One bit per label; written into stores, so the order is fixed.
 LABELS = ("energy", "forces", "virial", "atomic_energies")
+Formula = tuple[bytes, bytes]  # elements and how many of each; to compare, not to read
 
 
 def mask_of(frame: Frame) -> int:
@@ -59,6 +60,14 @@ class FrameTable:
     def owner(self) -> np.ndarray:
         """(sum of kinds,) the frame each (z, count) entry belongs to."""
         return np.repeat(np.arange(len(self)), self.kinds)
+
+    def formulas(self) -> Iterator[tuple[Formula, int]]:
+        """Per frame: reduced formula, and how often the frame holds it."""
+        ends = np.cumsum(self.kinds)
+        for start, end in zip(ends - self.kinds, ends, strict=True):
+            count = self.count[start:end]
+            units = int(np.gcd.reduce(count))
+            yield (self.z[start:end].tobytes(), (count // units).tobytes()), units
 
     def take(self, indices: np.ndarray) -> FrameTable:
         """The table of some frames, in the order given."""

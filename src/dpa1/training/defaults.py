@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from dpa1.config.finetune import Method
 from dpa1.config.run import RunConfig
 from dpa1.config.training import LossConfig
@@ -98,9 +96,7 @@ def rate_for(table: FrameTable) -> float:
 
 def distinct_compositions(table: FrameTable) -> int:
     """How many reduced compositions the frames have."""
-    shares = table.count / table.n_atoms[table.owner()]
-    frames = np.split(np.column_stack([table.z, shares.round(6)]), np.cumsum(table.kinds)[:-1])
-    return len({frame.tobytes() for frame in frames})
+    return len({formula for formula, _ in table.formulas()})
 
 
 def own_loss(config: RunConfig, train: Dataset, replayed: Dataset | None) -> LossConfig:
