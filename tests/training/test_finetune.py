@@ -11,7 +11,7 @@ from ase.io import write
 import dpa1
 from dpa1.batch import make_batch
 from dpa1.config.model import ModelConfig
-from dpa1.config.run import load_config
+from dpa1.config.run import config_from, load_config
 from dpa1.data.dataset import ListDataset
 from dpa1.data.read import read
 from dpa1.errors import UserError
@@ -21,7 +21,7 @@ from dpa1.model.file import load_model, save_model, version_of
 from dpa1.model.potential import Potential
 from dpa1.model.replay import attach_replay
 from dpa1.training import finetune
-from dpa1.training.defaults import MANY_RATE, RATE, distinct_compositions, rate_for, steps_for
+from dpa1.training.defaults import MANY_RATE, RATE, batch_for, choose, distinct_compositions, rate_for, steps_for
 from dpa1.training.finetune import Change, _measured
 from dpa1.training.residual_bias import fit_shift
 from tests.training.toy import MODEL, emt_frames
@@ -440,19 +440,38 @@ def test_steps_are_whole_numbers():
     assert all(isinstance(steps, int) for steps in found)
 
 
-def test_few_frames_of_many_compositions_are_learned_slowly():
-    def table(formulas):
-        frames = [
-            from_ase(Atoms(formula, positions=5.0 * np.arange(3 * len(Atoms(formula))).reshape(-1, 3)))
-            for formula in formulas
-        ]
-        return ListDataset(frames).table
+def frame_table(formulas):
+    frames = [
+        from_ase(Atoms(formula, positions=5.0 * np.arange(3 * len(Atoms(formula))).reshape(-1, 3)))
+        for formula in formulas
+    ]
+    return ListDataset(frames).table
 
-    assert distinct_compositions(table(["CuAu", "Au2Cu2", "Cu", "Cu2Au", "Cu4"])) == 3
-    assert rate_for(table(["Cu", "Au", "CuAu"])) == MANY_RATE
-    assert rate_for(table(["Cu", "Cu", "CuAu", "Cu2Au2"])) == RATE  # two of four
-    assert rate_for(table(["Cu"])) == rate_for(table(["Cu", "Cu"])) == RATE
-    assert rate_for(table([f"Cu{n}Au" for n in range(1, 31)])) == RATE
+
+def test_few_frames_are_learned_in_small_batches():
+    assert batch_for(frame_table(["Cu10"] * 8)) == 10
+    assert batch_for(frame_table(["Cu10"] * 20)) == 25
+    assert batch_for(frame_table(["Cu9", "Cu10"])) == 10  # one frame
+    assert batch_for(frame_table(["Cu400"] * 8)) == batch_for(frame_table(["Cu"] * 30)) == 256
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [({}, "600 steps of 8 atoms"), ({"batch_frames": 2}, "600 steps of 2 frames")]
+)
+def test_a_batch_is_chosen_unless_it_is_asked_for(asked, said):
+    frames = ListDataset([from_ase(atoms) for atoms in emt_frames(3)])
+    config = config_from(
+        {"data": {"train": "x.xyz"}, "training": {"steps": 600, **asked}, "finetune": {"base": "pbe"}}, "test"
+    )
+    assert said in "; ".join(choose(config, frames)[1])
+
+
+def test_few_frames_of_many_compositions_are_learned_slowly():
+    assert distinct_compositions(frame_table(["CuAu", "Au2Cu2", "Cu", "Cu2Au", "Cu4"])) == 3
+    assert rate_for(frame_table(["Cu", "Au", "CuAu"])) == MANY_RATE
+    assert rate_for(frame_table(["Cu", "Cu", "CuAu", "Cu2Au2"])) == RATE  # two of four
+    assert rate_for(frame_table(["Cu"])) == rate_for(frame_table(["Cu", "Cu"])) == RATE
+    assert rate_for(frame_table([f"Cu{n}Au" for n in range(1, 31)])) == RATE
 
 
 @pytest.mark.parametrize(("frames", "said"), [(5, True), (1, False)])

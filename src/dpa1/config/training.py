@@ -11,6 +11,8 @@ from dpa1.config.base import Section
 Positive = Annotated[int, Field(gt=0)]
 Factor = Annotated[float, Field(ge=0)]
 LEARNING_RATE = {"adam": 2e-3, "adamw": 2e-3, "muon": 1e-2}
+BATCH_ATOMS = 256
+BUDGETS = ("batch_atoms", "batch_pairs", "batch_frames")
 Metric = Literal["loss", "energy_rmse", "energy_mae", "force_rmse", "force_mae", "virial_rmse", "virial_mae"]
 
 
@@ -174,7 +176,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
-        given = [k for k in ("batch_atoms", "batch_pairs", "batch_frames") if getattr(self, k) is not None]
+        given = [k for k in BUDGETS if getattr(self, k) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are both given; keep one")
         if self.epochs is not None and "steps" in self.model_fields_set:
@@ -188,4 +190,4 @@ class TrainingConfig(Section):
             return "frames", self.batch_frames
         if self.batch_pairs is not None:
             return "pairs", self.batch_pairs
-        return "atoms", self.batch_atoms or 256
+        return "atoms", self.batch_atoms or BATCH_ATOMS

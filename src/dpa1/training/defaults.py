@@ -1,12 +1,13 @@
-"""What a fine-tune does unless told otherwise: method, length, learning rate and average by the amount of data."""
+"""What a fine-tune does unless told otherwise: method, length, batch, learning rate and average by the amount of data."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dpa1.config.finetune import Method
 from dpa1.config.run import RunConfig
-from dpa1.config.training import LossConfig
+from dpa1.config.training import BATCH_ATOMS, BUDGETS, LossConfig
 from dpa1.data.dataset import Dataset
 from dpa1.data.table import FrameTable
 from dpa1.errors import UserError, counted
@@ -15,6 +16,7 @@ VALIDATED = 20  # frames from which a part is held out for validation
 FEW = 30  # frames below which most weights stay
 RATE = 3e-3
 MANY_RATE = 3e-4  # for few frames of many compositions, which tell little of each
+EPOCH = 8  # steps that see every one of few frames once, at least: many small steps learn more from them
 LABEL = {"energy": "energy", "force": "forces", "virial": "virial"}
 
 
@@ -54,6 +56,8 @@ def choose(config: RunConfig, train: Dataset, replayed: Dataset | None = None) -
     chosen: dict[str, Any] = {}
     if not given & {"steps", "epochs"}:
         chosen["steps"] = steps_for(frames)
+    if not given.intersection(BUDGETS):
+        chosen["batch_atoms"] = batch_for(train.table)
     if "learning_rate" not in given:
         chosen["learning_rate"] = rate_for(train.table)
         if chosen["learning_rate"] != RATE:
@@ -92,6 +96,14 @@ def rate_for(table: FrameTable) -> float:
     """Learning rate unless one is asked for; low for few frames of more than half as many compositions."""
     frames = len(table)
     return MANY_RATE if frames < FEW and distinct_compositions(table) > max(1, frames / 2) else RATE
+
+
+def batch_for(table: FrameTable) -> int:
+    """Atoms per step unless a budget is given; of few frames an eighth, or what a frame has on average."""
+    frames = len(table)
+    if frames >= FEW:
+        return BATCH_ATOMS
+    return min(BATCH_ATOMS, math.ceil(int(table.n_atoms.sum()) / min(frames, EPOCH)))
 
 
 def distinct_compositions(table: FrameTable) -> int:
