@@ -94,7 +94,8 @@ def test_md_that_flies_apart(model, structure, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "hot" / "thermo.png").exists()
 
 
-def test_md_interrupted_by_a_signal_can_be_resumed(model, structure, tmp_path):
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM] * 3])  # schedulers send bursts
+def test_md_interrupted_by_a_signal_can_be_resumed(model, structure, tmp_path, signals):
     command = [sys.executable, "-m", "dpa1", "md", str(model), str(structure), "--output", "run", "--ensemble", "nve"]
     start = [*command, "--temperature", "50", "--steps", "1000000", "--every", "1"]
     process = subprocess.Popen(start, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ)
@@ -102,7 +103,8 @@ def test_md_interrupted_by_a_signal_can_be_resumed(model, structure, tmp_path):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and (not log.exists() or log.read_text().count("\n") < 4):
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    for number in signals:
+        process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "continue with --resume" in err

@@ -92,6 +92,7 @@ def test_places(monkeypatch):
     assert place_of_process() == (1, 2, 1)
 
 
-def test_unknown_device():
-    with pytest.raises(UserError, match="is no device"):
-        join("gpu")
+@pytest.mark.parametrize(("device", "why"), [("gpu", "unknown name"), ("mps", "cannot compute in float64")])
+def test_unsuitable_device(device, why):
+    with pytest.raises(UserError, match=f"training.device: .*{why}|training.device: {why}"):
+        join(device)

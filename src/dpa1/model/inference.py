@@ -13,8 +13,8 @@ from dpa1.frames import Frame
 from dpa1.model.potential import DTYPES, Potential
 
 
-def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The named device; without a name the first GPU, or the CPU where there is none.
+def pick_device(name: str | torch.device | None = None, key: str = "device") -> torch.device:
+    """The named device; without a name the first GPU, or the CPU where there is none. ``key``: what messages call it.
 
     Raises
     ------
@@ -26,15 +26,15 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device: unknown name '{name}'; use cpu, cuda, or cuda:<number>") from None
+        raise UserError(f"{key}: unknown name '{name}'; use cpu, cuda, or cuda:<number>") from None
     if device.type == "cpu":
         return device
     if device.type != "cuda":
-        raise UserError(f"device: '{name}' cannot compute in float64, which the energies need; use cpu or cuda")
+        raise UserError(f"{key}: '{name}' cannot compute in float64, which the energies need; use cpu or cuda")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
         found = f"torch sees {count} GPU{'' if count == 1 else 's'} here" if count else "torch sees no GPU here"
-        raise UserError(f"device: '{name}' is not available ({found}); use cpu" + (" or cuda:0" if count else ""))
+        raise UserError(f"{key}: '{name}' is not available ({found}); use cpu" + (" or cuda:0" if count else ""))
     return device
 
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +17,7 @@ from ase.io.extxyz import write_extxyz
 
 from dpa1.errors import InterruptedRunError, RunError, UserError
 from dpa1.frames import GPA
+from dpa1.signals import stop_signals
 from dpa1.simulate.guard import Guard
 from dpa1.simulate.integrators import conserved_energy, make_integrator, rest, set_velocities, temperature
 from dpa1.simulate.relax import with_results
@@ -68,8 +66,8 @@ def run_md(
         run.resume(steps)
     else:
         run.begin()
-    with _interrupts() as interrupted:
-        run.loop(steps, interrupted)
+    with stop_signals() as asked:
+        run.loop(steps, asked.is_set)
     return run.row
 
 
@@ -208,24 +206,3 @@ class _Run:
             "trajectory_bytes": self.trajectory.stat().st_size,
         }
         save_restart(self.restart, self.atoms, self.dynamics, self.settings, self.rng, progress)
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Collect Ctrl-C and SIGTERM so that the step in progress can end; a second one interrupts at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

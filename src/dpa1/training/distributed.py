@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dpa1.errors import UserError
+from dpa1.model.inference import pick_device
 
 
 @dataclass(frozen=True)
@@ -56,25 +56,13 @@ def join(device: str) -> World:
     Raises
     ------
     UserError
-        when the device does not exist on this machine.
+        as ``pick_device``.
     """
     rank, size, local = place_of_process()
-    name = device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"'training.device': '{device}' is no device; use auto, cpu, cuda or cuda:N") from None
+    chosen = pick_device(device, "training.device")
     if chosen.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"'training.device': '{device}' is not available here; use cpu or auto")
         if chosen.index is None:
             chosen = torch.device("cuda", local % torch.cuda.device_count())
-        if chosen.index is not None and chosen.index >= torch.cuda.device_count():
-            raise UserError(
-                f"'training.device': '{device}' does not exist; this machine has {torch.cuda.device_count()}"
-            )
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():
         backend = "nccl" if chosen.type == "cuda" else "gloo"

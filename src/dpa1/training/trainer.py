@@ -22,6 +22,7 @@ from dpa1.frames import Frame
 from dpa1.model.file import save_model
 from dpa1.model.metrics import Metrics
 from dpa1.model.potential import Potential
+from dpa1.signals import stop_signals
 from dpa1.training import checkpoint, trouble
 from dpa1.training.bias import Pins
 from dpa1.training.distributed import World
@@ -33,7 +34,6 @@ from dpa1.training.optimizer import Clipper, load_optimizer_state, make_optimize
 from dpa1.training.per_source import PerSource, SourceCsv, several
 from dpa1.training.progress import Report
 from dpa1.training.schedule import Schedule
-from dpa1.training.signals import stop_signals
 from dpa1.training.step import Step
 
 

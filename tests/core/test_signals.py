@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from dpa1.training.signals import stop_signals
+from dpa1.signals import stop_signals
 
 
 def test_second_signal_during_the_first_does_not_block(monkeypatch):
