@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-DATASETS = Path("../shared/datasets")
+DATASETS = Path("datasets")  # folder of data sets, laid out as in their sources; ``--data`` names another
 
 
 def run_logged(command: Sequence[str], folder: Path, log: str) -> dict[str, float]:
@@ -91,7 +91,7 @@ def machine() -> str:
     if info.exists():
         cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x), cpu)
     return (
-        f"{cpu}, {os.cpu_count()} cores shared with other work, one thread per run; dpa1 {version('dpa1')}, "
+        f"{cpu}, {os.cpu_count()} cores (load average {os.getloadavg()[2]:.1f}), one thread per run; dpa1 {version('dpa1')}, "
         f"torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}"
     )
 

@@ -1,7 +1,7 @@
 """What ``dpa1 finetune pbe`` does with a few frames and no configuration, and with other choices in place of its own.
 
-python benchmarks/finetune_defaults.py DATASETS --work runs/defaults     # finished runs are kept: call it again to go on
-python benchmarks/finetune_defaults.py DATASETS --work runs/defaults --page
+python benchmarks/finetune_defaults.py           # finished runs are kept: call it again to go on
+python benchmarks/finetune_defaults.py --page    # what has finished → docs/results/finetune-defaults.md
 
 The tasks, test frames and draws of training frames are those of ``sample_efficiency.py``.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import errors, machine, save, table
+from common import DATASETS, errors, machine, save, table
 from sample_efficiency import TASKS, Task, frames_of
 
 FRAMES = 8
@@ -107,7 +107,7 @@ def page(args: argparse.Namespace) -> str:
         f"{name} {statistics.median(some):.0f} s" for name, some in zip(VARIANTS, seconds, strict=True) if some
     ) + ".\n")  # fmt: skip
     parts.append(
-        "Command: `python benchmarks/finetune_defaults.py DATASETS --work runs/defaults`, then the same with `--page`. "
+        "Command: `python benchmarks/finetune_defaults.py && python benchmarks/finetune_defaults.py --page`. "
         f"{machine()}. Raw: [raw/finetune-defaults.json](raw/finetune-defaults.json)."
     )
     return "\n".join(parts) + "\n"
@@ -121,7 +121,7 @@ def _cell(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder of data sets")
+    parser.add_argument("--data", type=Path, default=DATASETS)
     parser.add_argument("--base", default="pbe")
     parser.add_argument("--work", type=Path, default=Path("runs/finetune-defaults"))
     parser.add_argument("--seeds", type=int, default=3)

@@ -82,12 +82,23 @@ def head(results: dict[str, Any], link: str) -> str:
     return (
         f"# Speed and memory, next to DeePMD-kit\n{quick}\n"
         f"{place}, {e['memory_gb']} GB of free memory, load {e['load']:.1f} at the start; dpa1 {e['dpa1']} with torch "
-        f"{e['torch'].split('+')[0]}, Python {e['python']}; {theirs}. {e['date']}, `{e['command']}` "
-        f"(`make bench` does the same). Raw: [{link}]({link}).\n\n"
+        f"{e['torch'].split('+')[0]}, Python {e['python']}; {theirs}. {when(results)} Raw: [{link}]({link}).\n\n"
         "Cutoff 6 Å, sel 120 (never full), embedding 25-50-100, attention width 128, fitting 240-240-240. *Same weights*: "
         "both programs compute the same function from the same file (`convention: deepmd`, smooth attention, Adam). "
         "*Default*: the convention and optimizer users of this package train with (`smooth`, Muon), the same widths.\n"
     )
+
+
+def when(results: dict[str, Any]) -> str:
+    """Date and command; of parts that were measured one after another, all dates."""
+    e = results["environment"]
+    if "--only" not in e["command"]:
+        return f"{e['date']}, `{e['command']}` (`make bench` does the same)."
+    dates: dict[str, list[str]] = {}
+    for name, part in results["parts"].items():
+        dates.setdefault(part["date"][:13], []).append(f"`{name}`")
+    parts = "; ".join(f"{hour}h {', '.join(names)}" for hour, names in sorted(dates.items()))
+    return f"Measured in parts, `make bench` measures all of them: {parts}. The last command: `{e['command']}`."
 
 
 def headline(results: dict[str, Any]) -> str:
