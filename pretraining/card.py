@@ -32,8 +32,8 @@ GOOD_FOR = [
     "a first look at inorganic crystals, also compressed and hot ones, with errors as in the table",
 ]
 NOT_GOOD_FOR = [
-    "production results without fine-tuning: it has seen a few thousand frames",
-    "liquids, surfaces and molecules other than the one it was trained on: hardly any were in its data",
+    "production results without fine-tuning: it is small and has seen 19,000 frames, most of them crystals",
+    "liquids, surfaces and other molecules than its one without fine-tuning: hardly any were in its data",
     "energy differences between levels of theory, and magnetic order or charge, which it cannot see",
     "elements of one level at the other: Am and Cm are known to pbe-acwf alone",
 ]
