@@ -47,8 +47,7 @@ def do(run: Run, data: Path, base: str, work: Path) -> None:
     import numpy as np
     import torch
 
-    from dpa1.config.run import config_from
-    from dpa1.training.run import train
+    import dpa1
 
     torch.set_num_threads(1)
     folder = work / run.name
@@ -67,7 +66,7 @@ def do(run: Run, data: Path, base: str, work: Path) -> None:
         "seed": run.seed,
     }
     started = time.perf_counter()
-    result = train(config_from(values, run.name), quiet=True)
+    result = dpa1.train(values, quiet=True)
     row = {"task": run.task.name, "variant": run.variant, "seed": run.seed}
     row |= {"wall_s": round(time.perf_counter() - started, 1)}
     save({**row, **errors(result.model, folder / "test.xyz")}, folder / "result.json")

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 GPA = 1.0 / 160.21766208  # eV/Å³ per GPa
-KBAR = 0.1 * GPA  # eV/Å³ per kbar
 
 
 @dataclass(frozen=True, eq=False)

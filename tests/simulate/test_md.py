@@ -13,6 +13,7 @@ from ase.io import read
 from dpa1.config.base import parse
 from dpa1.container import write_container
 from dpa1.errors import RunError, UserError
+from dpa1.model.potential import Potential
 from dpa1.simulate import md
 from dpa1.simulate.integrators import set_velocities, temperature
 from dpa1.simulate.settings import MDSettings
@@ -199,6 +200,10 @@ def test_a_resume_that_does_not_fit(potential, tmp_path):
         run(potential, tmp_path, 20, bulk("Cu", cubic=True), resume=True)
     with pytest.raises(UserError, match="another model"):
         run(random_potential(OPTIONS, seed=9), tmp_path, 20, resume=True)
+    other = Potential(potential.config.model_copy(update={"cutoff": 0.9 * potential.cutoff}))
+    other.load_state_dict(potential.state_dict())
+    with pytest.raises(UserError, match="another model"):
+        run(other, tmp_path, 20, resume=True)
     with pytest.raises(UserError, match="no run to resume"):
         run(potential, tmp_path / "empty", 20, resume=True)
     broken = tmp_path / "broken"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ase.io import read, write
 
-import dpa1.training.run as run_module
+import dpa1.training.from_scratch as from_scratch
 from dpa1.errors import RunError, UserError
 from dpa1.training.checkpoint import checkpoints
 from dpa1.training.run import train
@@ -16,7 +16,7 @@ from tests.training.toy import emt_frames, toy_config
 
 def poison(monkeypatch, frame, field, value):
     """Let one frame of the training data turn bad after it was read and checked."""
-    original = run_module.open_checked
+    original = from_scratch.open_checked
 
     def opened(config):
         data = original(config)
@@ -26,7 +26,7 @@ def poison(monkeypatch, frame, field, value):
         whole.frames[place] = whole.frames[place].replace(**{field: value(whole.frames[place])})
         return data
 
-    monkeypatch.setattr(run_module, "open_checked", opened)
+    monkeypatch.setattr(from_scratch, "open_checked", opened)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_a_bad_frame_is_named_and_written_out(tmp_path, monkeypatch, field, valu
 
 
 def test_broken_weights_are_named(tmp_path, monkeypatch):
-    original = run_module.Trainer.run
+    original = from_scratch.Trainer.run
 
     def spoiled(self):
         with torch.no_grad():
             next(iter(self.potential.parameters())).fill_(float("nan"))
         original(self)
 
-    monkeypatch.setattr(run_module.Trainer, "run", spoiled)
+    monkeypatch.setattr(from_scratch.Trainer, "run", spoiled)
     with pytest.raises(RunError, match=r"the weights descriptor.* are not finite; lower training\.learning_rate"):
         train(toy_config(tmp_path), quiet=True)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -11,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpa1.cli.terminal import check_new, draw, to_json
-from dpa1.errors import UserError
+from dpa1.cli.terminal import check_new, draw, new_folder, to_json
 
 if TYPE_CHECKING:
     from dpa1.analysis.elements import ElementMap
@@ -165,16 +162,11 @@ def _not_computed(row: dict[str, Any]) -> str:
 
 
 def _write(output: Path, found: ElementMap, result: dict[str, Any], texts: Sequence[str]) -> list[str]:
-    """The folder appears only when everything in it is complete."""
+    """Everything into a new folder; the names of the files."""
     from dpa1.analysis.element_plots import element_figure, element_page
     from dpa1.analysis.page import Table
 
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be created ({error.strerror}); choose another with --output") from None
-    try:
+    with new_folder(output) as part:
         found.write_csv(part / "elements.csv")
         (part / "elements.json").write_text(to_json(result) + "\n", encoding="utf-8")
         head, rows = _table(result["tests"])
@@ -184,8 +176,4 @@ def _write(output: Path, found: ElementMap, result: dict[str, Any], texts: Seque
             found, part / "elements.html", title="The elements as the model sees them", subtitle=result["model"],
             texts=texts, tables=[Table(head, rows, text=TEXT)] if rows else [], reasons=reasons,
         )  # fmt: skip
-        names = sorted(path.name for path in part.iterdir())
-        os.replace(part, output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return names
+        return sorted(path.name for path in part.iterdir())

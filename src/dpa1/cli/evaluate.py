@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +10,7 @@ import typer
 
 from dpa1.cli.data import Label, TypeMap, parse_labels, parse_type_map
 from dpa1.cli.tabulate import Tabulate, report_tables
-from dpa1.cli.terminal import Progress, check_new, draw, to_json
-from dpa1.errors import UserError
+from dpa1.cli.terminal import Progress, check_new, draw, new_folder, to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,18 +65,9 @@ def evaluate_command(
     if output is None:
         result, written = _evaluate(potential, str(model), frames, options, None), []
     else:
-        # The folder appears only when everything in it is complete.
-        part = output.with_name(f".{output.name}.{os.getpid()}.part")
-        try:
-            part.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"{output}: cannot be created ({error.strerror}); choose another with --output") from None
-        try:
+        with new_folder(output) as part:
             result = _evaluate(potential, str(model), frames, options, part)
             written = sorted(path.name for path in part.iterdir())
-            os.replace(part, output)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     report_tables(potential)
     if json:
         typer.echo(to_json(result))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -49,6 +52,21 @@ def check_new(path: Path) -> None:
         raise UserError(f"{path}: is a file, not a folder; choose another with --output")
     if path.exists() and any(path.iterdir()):
         raise UserError(f"{path}: this output folder already holds files; choose another with --output or remove it")
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Where to write what ``output`` is to hold: that folder appears only when everything in it is complete."""
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be created ({error.strerror}); choose another with --output") from None
+    try:
+        yield part
+        os.replace(part, output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def new_file(path: Path) -> Path:

@@ -21,7 +21,6 @@ from dpa1.errors import UserError, did_you_mean, needs
 from dpa1.frames import Frame
 
 _STRUCTURE = ("coord", "box", "real_atom_types")
-_KNOWN = ("energy", "force", "virial", "atom_ener")
 
 
 class Storage(Protocol):

@@ -22,7 +22,6 @@ from dpa1.data.report import SourceReport
 from dpa1.errors import UserError, did_you_mean, needs
 from dpa1.frames import Frame
 
-COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 _PAIR = re.compile(
     r"""(?P<key>"(?:\\.|[^"\\])*"|[^\s="']+)\s*(?:=\s*(?P<value>
     "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' | \{[^{}]*\} | \[(?:[^\[\]]|\[[^\[\]]*\])*\] | [^\s]* ))?""",

@@ -88,11 +88,6 @@ class Sampler:
             epoch += 1
         return epoch, position
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps that see every frame once (the mean is not whole when an epoch ends within a step)."""
-        return len(self.batches(self.epoch)) / self.world
-
     def state_dict(self) -> dict[str, Any]:
         """The position as JSON-able numbers, the same on every rank, with what the stream depends on."""
         return {"epoch": self.epoch, "position": self.position, **self._identity()}

@@ -18,7 +18,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -69,15 +68,10 @@ class StoreWriter:
         self._offset, self._checksum, self._index = array("Q", [_HEAD.size]), array("L"), array("L")
         self._position = _HEAD.size
 
-    def __enter__(self) -> StoreWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        if kind is None:
-            self.finish()
-        else:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
+    def abandon(self) -> None:
+        """Leave no file."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
 
     def add(self, frame: Frame) -> None:
         """Append one frame."""
@@ -293,7 +287,7 @@ def write_store(
         if n == 0:
             raise UserError(f"{path}: there is no frame to pack; give data that holds frames")
     except BaseException:
-        writer.__exit__(UserError, None, None)
+        writer.abandon()
         raise
     writer.finish(**about())
     return n

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
-from dpa1.kernels.by_reference import fresh, gradients
+from dpa1.kernels.by_reference import fresh, gradients, plain_attention
 from dpa1.kernels.products import batched, product
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
 from dpa1.kernels.wanted import geometry_wanted, parameters_wanted
@@ -274,16 +274,7 @@ def _by_reference(
     options: AttentionOptions, null: _Null, o_bar: Tensor, saved: tuple[Any, ...]
 ) -> tuple[Tensor | None, ...]:
     """Differentiable gradients of everything, weights included: rarely asked for, so autograd forms them."""
-    x, w, g, f = saved[:4]
-    inputs = [x, w, g, f, *saved[13:]]
-    near: list[Any] = fresh(inputs)
-
-    def scores(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> Tensor:
-        s = query @ _t(key)
-        if f is not None:
-            s = (s - null.score) * near[3] + null.score
-        return reference.attend(s, value, near[1], near[2], null.number, null.score, bounded)
-
-    keys = Keys(w, w, None, None, null.number, null.score)
-    out = reference.attention_layer(near[0], keys, AttentionWeights(*near[4:]), options, scores)
+    near: list[Any] = fresh([*saved[:4], *saved[13:]])
+    attention, keys = plain_attention(near[1], near[2], near[3], null.number, null.score)
+    out = reference.attention_layer(near[0], keys, AttentionWeights(*near[4:]), options, attention)
     return tuple(gradients(out, o_bar, near))

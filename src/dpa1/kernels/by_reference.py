@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from dpa1.kernels import reference
+from dpa1.kernels.reference import Keys
 
 
 def fresh(inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
     """New nodes of the graph for them: a gradient stops there instead of running on to where the inputs came from."""
     return [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+
+
+def plain_attention(
+    weight: Tensor, gate: Tensor, factor: Tensor | None, null_count: Tensor, null_score: float
+) -> tuple[Callable[..., Tensor], Keys]:
+    """The reference's attention with given weights of keys (N, K), gates and factors of scores (N, K, K); and the keys."""
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> Tensor:
+        scores = query @ key.transpose(-1, -2)
+        if factor is not None:
+            scores = (scores - null_score) * factor + null_score
+        return reference.attend(scores, value, weight, gate, null_count, null_score, bounded)
+
+    return attention, Keys(weight, weight, None, None, null_count, null_score)
 
 
 def gradients(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
-from dpa1.kernels.by_reference import fresh, gradients
+from dpa1.kernels.by_reference import fresh, gradients, plain_attention
 from dpa1.kernels.products import batched, product
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
 
@@ -99,13 +99,6 @@ def _by_reference(constants: Any, grad: Tensor, *inputs: Tensor | None) -> list[
     null_count, null_score, weights, options = constants
     near: list[Any] = fresh(inputs)
     w, g, f = near[4:]
-
-    def attention(query: Tensor, key: Tensor, value: Tensor, keys: Keys, bounded: bool) -> Tensor:
-        scores = query @ _t(key)
-        if f is not None:
-            scores = (scores - null_score) * f + null_score
-        return reference.attend(scores, value, w, g, null_count, null_score, bounded)
-
-    keys = Keys(w, w, None, None, null_count, null_score)
+    attention, keys = plain_attention(w, g, f, null_count, null_score)
     out = reference.projected_layer(near[0], near[1], near[2], near[3], keys, weights, options, attention)
     return gradients(out, grad, near)

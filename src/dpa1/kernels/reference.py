@@ -98,6 +98,11 @@ def switch(distance: Tensor, start: float, cutoff: float) -> Tensor:
     return 1.0 + u**3 * (u * (15.0 - 6.0 * u) - 10.0)
 
 
+def radial_entry(distance: Tensor, start: float, cutoff: float, protection: float) -> Tensor:
+    """sw(r)/r, the first column of the environment matrix (Eq. 2), Å⁻¹; distance in Å, of any shape."""
+    return switch(distance, start, cutoff) / (distance + protection)
+
+
 def environment_matrix(vectors: Tensor, weight: Tensor, distance: Tensor, protection: float) -> Tensor:
     """Rows sw·(1/r, x/r², y/r², z/r²) of the environment matrix (Eq. 2), r protected by ``+ protection``.
 

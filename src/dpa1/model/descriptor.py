@@ -113,9 +113,7 @@ class Descriptor(nn.Module):
             return None
         # The input falls with the distance: from that of the closest pair to that of an empty slot.
         distance = self.mean.new_tensor([closest, config.cutoff])
-        ends = reference.switch(distance, config.switch_start, config.cutoff) / (
-            distance + config.environment_protection
-        )
+        ends = reference.radial_entry(distance, config.switch_start, config.cutoff, config.environment_protection)
         low, high = torch.aminmax((ends - self.mean[present, None]) / self.scale[present, :1])
         pair, table = None, None
         if self.type_net is None:

@@ -45,8 +45,10 @@ def save_model(potential: Potential, path: str | Path) -> None:
 
 
 def digest_of(potential: Potential) -> str:
-    """16 hexadecimal digits that tell a model from others: of its elements, levels, tensors and replay set."""
-    about = json.dumps([potential.elements, potential.levels])
+    """16 hexadecimal digits that tell a model from others: of its configuration, levels, tensors and replay set."""
+    # Without defaults, as a later version has more options.
+    config = potential.config.model_dump(mode="json", exclude_defaults=True)
+    about = json.dumps([config, potential.levels], sort_keys=True)
     tensors = {**potential.state_dict(), **replay.pack(potential)}
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return content_checksum("model", FORMAT, about, cpu)[:16]

@@ -34,7 +34,7 @@ class Metrics:
 
     ``sums`` (124, 3) float64 holds everything additive: (number of terms, Σ|d|, Σd²) per quantity, the numbers of
     frames and atoms, and the force errors of each element. Several processes combine by adding it
-    (``all_reduce(metrics.sums)``); the per-source sums and worst frames combine through ``merge``.
+    (``all_reduce(metrics.sums)``).
 
     Parameters
     ----------
@@ -74,15 +74,6 @@ class Metrics:
                     _add(sums, name, local[chosen].sum(0))
             self._add_worst(batch, local)
         return frames
-
-    def merge(self, other: Metrics) -> None:
-        """Add the sums, sources and worst frames of another part of the same data."""
-        self.sums = self.sums + other.sums.to(self.sums.device)
-        for mine, theirs in ((self.sources, other.sources), (self.levels, other.levels)):
-            for name, sums in theirs.items():
-                _add(mine, name, sums)
-        for quantity, entries in other.worst.items():
-            self._keep_worst(quantity, entries)
 
     def result(self) -> dict[str, Any]:
         """``<quantity>_rmse`` and ``_mae`` in the units above (NaN where no frame has the label), and further

@@ -182,7 +182,7 @@ def steepness_of(exact: Potential) -> Callable[[Tensor], Tensor]:
 def radial_entry(exact: Potential, distance: Tensor) -> Tensor:
     """The radial entry of the environment matrix, Å⁻¹, before normalisation."""
     config = exact.config
-    return reference.switch(distance, config.switch_start, config.cutoff) / (distance + config.environment_protection)
+    return reference.radial_entry(distance, config.switch_start, config.cutoff, config.environment_protection)
 
 
 def _nearest(exact: Potential) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from dpa1.config.base import parse
 from dpa1.container import read_container, write_container
 from dpa1.errors import UserError
+from dpa1.model.file import digest_of
 from dpa1.simulate.integrators import get_state, set_state
 from dpa1.simulate.settings import MDSettings
 
@@ -42,7 +42,7 @@ class Restart:
         """
         if not np.array_equal(self.header["numbers"], atoms.numbers):
             raise UserError(f"{self.path}: belongs to another structure; give the one the run was started with")
-        if self.header["model"] != fingerprint(atoms):
+        if self.header["model"] != _identity(atoms):
             raise UserError(
                 f"{self.path}: was written with another model, dtype or level; give the same, or start a new run"
             )
@@ -71,7 +71,7 @@ def save_restart(
         "settings": settings.model_dump(mode="json"),
         "numbers": atoms.numbers.tolist(),
         "pbc": atoms.pbc.tolist(),
-        "model": fingerprint(atoms),
+        "model": _identity(atoms),
         "rng": rng.bit_generator.state,
     }
     arrays = {
@@ -99,11 +99,6 @@ def load_restart(path: Path) -> Restart:
     return Restart(header, {name: tensor.numpy() for name, tensor in tensors.items()}, settings, path)
 
 
-def fingerprint(atoms: Atoms) -> str:
+def _identity(atoms: Atoms) -> str:
     """Of the model, precision and level behind a calculator."""
-    calculator = atoms.calc
-    digest = hashlib.sha256(str(calculator.level).encode())
-    for name, tensor in sorted(calculator.potential.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return f"{digest_of(atoms.calc.potential)} {atoms.calc.level}"

@@ -27,10 +27,8 @@ from dpa1.training.prepare import Data, check, evaluation_loader, sample
 from dpa1.training.residual_bias import fit_shift
 
 NEW_LEVEL = "finetuned"
-MEASURED = (
-    4  # with replay one in four frames of each level in the replay set is left out of training, to measure forgetting
-)
-KEPT = ("licence", "card")  # of what a base says about itself
+# With replay, one in so many frames of each level in the replay set is left out of training, to measure forgetting.
+MEASURED = 4
 
 
 @dataclass
@@ -43,7 +41,7 @@ class Change:
     start: what is compared with: the base, with its energy bias refitted where there are energies.
     before, after: part (valid, test) → errors of ``start`` and of the finished model.
     forgotten: errors on the base's replay set, before and after, both with the base's own energy bias; empty without one.
-    lines: the table of energy biases.
+    bias_table: of the first refit.
     """
 
     base: str
@@ -183,8 +181,8 @@ class Finetune:
         """The base made ready for the new data."""
         torch.manual_seed(self.config.seed)
         potential = adapt(self.base, self.new, self.levels, self.sources)
-        kept = {key: self.base.info[key] for key in KEPT[:1] if key in self.base.info}
-        potential.info = {"trained_elements": potential.info["trained_elements"], **kept}
+        licence = {key: value for key, value in self.base.info.items() if key == "licence"}
+        potential.info = {"trained_elements": potential.info["trained_elements"], **licence}
         if len(self.levels) > 1:
             potential.replay = self.base.replay
         choose_parameters(potential, self.change.method, tuple(self.new))  # type: ignore[arg-type]
@@ -233,13 +231,14 @@ class Finetune:
         return self.change.bias_table
 
     def end(self, potential: Potential, errors: dict[str, dict[str, Any]], world: World) -> str:
-        """After the last step: what changed on the new data and on the replay set. Returns a table."""
+        """After the last step: what changed on the new data and on the replay set, for the model file. Returns a table."""
         self.change.after = errors
         if self.measured is not None:
             self.change.forgotten["after"] = self._on_replay(self._as_base(potential).to(world.device), world)
+        potential.info["finetuned"] = self._summary()
         return table(self.change)
 
-    def summary(self) -> dict[str, Any]:
+    def _summary(self) -> dict[str, Any]:
         """What the model file says of it."""
         kinds = ("energy_rmse", "force_rmse", "virial_rmse", "n_frames")
         forgotten = {

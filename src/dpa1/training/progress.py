@@ -39,7 +39,9 @@ class Report:
         self._log.flush()
 
     def say(self, text: str) -> None:
-        """One message, on the screen and in the log."""
+        """One message, on the screen and in the log; nothing when it is empty."""
+        if not text:
+            return
         self.console.print(text, markup=False)
         self.note(text)
 

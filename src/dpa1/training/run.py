@@ -23,18 +23,15 @@ from dpa1.training import bias, checkpoint, finish
 from dpa1.training.distributed import World, join, leave
 from dpa1.training.finetune import Change, Finetune
 from dpa1.training.folder_lock import lock
+from dpa1.training.from_scratch import FromScratch
 from dpa1.training.loggers import check_installed, open_loggers
 from dpa1.training.per_source import SourceCsv
 from dpa1.training.prepare import (
     Data,
-    build,
-    continued,
     evaluation_loader,
     frame_chances,
     make_loader,
-    open_checked,
     resolve_steps,
-    sample,
 )
 from dpa1.training.progress import Report
 from dpa1.training.resume import stored_config
@@ -186,35 +183,24 @@ def _train(
     base: Potential | None,
     initial: Potential | None,
 ) -> RunResult:
+    if config.finetune.base and base is None:
+        raise ValueError("finetune.base is set, so the model it names belongs into 'base'")
     start = checkpoint.latest(folder / "checkpoints") if resume else None
-    tuning = Finetune(config, base) if base is not None else None
-    data = open_checked(config) if tuning is None else tuning.data
-    config = config if tuning is None else tuning.config
+    run = FromScratch(config, initial, start) if base is None else Finetune(config, base)
+    config, data = run.config, run.data
     bias.given_bias(config, data.levels)  # refused, if so, before anything is written
-    begun = continued(initial, config.model, data) if initial is not None and start is None else None
     _describe(data, config, report)
     _enter_folder(folder, resume, world, report, held)
     if data.dropped and world.main:
         replace_file(folder / "dropped.csv", dropped_csv(data.dropped).encode())
-    if tuning is None:
-        potential, isolated = _model(config, data, start, report, begun)
-        if begun is not None and initial is not None:
-            for level in data.levels:
-                if level not in initial.levels:
-                    report.say(f"new level of theory {level}: starts from {initial.levels[0]}")
-    else:
-        potential, isolated = tuning.model(), tuning.isolated()
-        report.say("\n".join(tuning.lines))
+    potential, isolated = run.model(), run.isolated()
+    report.say("\n".join(run.lines))
     potential.to(world.device)
     pins = bias.Pins(potential, *isolated) if any(isolated) else None
     train = make_loader(data.train, config, potential, world)
     config = resolve_steps(config.model_copy(update={"model": potential.config}), train.sampler)
     valid = evaluation_loader(data.valid, config, potential, world) if data.valid else None
-    if tuning is not None:
-        report.say(tuning.begin(potential, train, pins, world, valid))
-    elif start is None and config.training.refit_bias:
-        # Takes out the constant that the untrained network adds, which energies would otherwise learn slowly.
-        bias.refit(potential, data.train, config, train, pins, world, atoms=max(5000, 400 * len(data.elements)))
+    report.say(run.begin(potential, train, pins, world, valid))
     trainer = Trainer(potential, config, world, train, valid, folder, report, pins)
     if start is not None:
         trainer.load(start)
@@ -236,48 +222,17 @@ def _train(
             trainer.source_log.close()
     trainer.restore_best()
     if config.training.refit_bias:
-        report.say(
-            bias.refit(potential, data.train, config, train, pins, world)
-            if tuning is None
-            else tuning.refit(potential, train, pins, world)
-        )
+        report.say(run.refit(potential, train, pins, world))
     errors = finish.evaluate_parts(potential, data, config, world, valid)
-    if tuning is not None:
-        report.say(tuning.end(potential, errors, world))
-        potential.info["finetuned"] = tuning.summary()
+    report.say(run.end(potential, errors, world))
     model = finish.save(potential, config, data, folder, trainer.progress, errors, world)
     report.say(finish.summary(errors, model, trainer.progress))
     if finished is not None and world.main:
         progress = trainer.progress
-        change = tuning.change if tuning else None
-        outcome = Outcome(potential, data, config, folder, errors, progress.step, progress.seconds, change)
+        outcome = Outcome(potential, data, config, folder, errors, progress.step, progress.seconds, run.change)
         report.say(finished(outcome))
     world.wait()  # whoever started the processes may end them all once one has gone
     return RunResult(model, folder, trainer.progress.step, trainer.progress.seconds, **errors)
-
-
-def _model(
-    config: RunConfig, data: Data, start: Path | None, report: Report, begun: Potential | None
-) -> tuple[Potential, list[dict[str, float]]]:
-    """The model to train: empty for a checkpoint to fill, ``begun``, or measured from the data; the isolated atoms it must fit."""
-    isolated = bias.isolated_energies(data.train, config, data.levels)
-    if start is not None:
-        potential = Potential(config.model, data.levels)
-    elif begun is not None:
-        potential = begun
-    else:
-        chosen = sample(data.train, config.training.statistics_frames, config.seed)
-        potential, most = build(config.model, data, chosen, config.seed)
-        if config.model.sel is not None and most > config.model.sel:
-            report.say(f"an atom has {most} neighbors, more than sel {config.model.sel}: the farthest are not seen")
-        mean = potential.config.mean_neighbors or potential.config.sel
-        report.say(f"neighbors within {potential.cutoff:g} Å: at most {most}; contraction divided by {mean:g}")
-        report.say(bias.initialise(potential, data.train, config, isolated))
-    parameters = sum(p.numel() for p in potential.parameters())
-    report.say(
-        f"model: {parameters:,} parameters, {potential.config.convention} convention, {potential.config.precision}"
-    )
-    return potential, isolated
 
 
 def _describe(data: Data, config: RunConfig, report: Report) -> None:

@@ -20,7 +20,7 @@ from dpa1.data.loader import Loader
 from dpa1.errors import InterruptedRunError
 from dpa1.frames import Frame
 from dpa1.model.file import save_model
-from dpa1.model.metrics import Metrics
+from dpa1.model.metrics import Metrics, means
 from dpa1.model.potential import Potential
 from dpa1.signals import stop_signals
 from dpa1.training import checkpoint, trouble
@@ -165,7 +165,7 @@ class Trainer:
                 self.report.advance(step)
             return False
         sums, (frames, total) = self.step.take_sums()
-        values = {"step": step, "epoch": self._epoch(), "learning_rate": rate, "train_loss": float(total / frames)}
+        values = {"step": step, "epoch": self.train.epochs, "learning_rate": rate, "train_loss": float(total / frames)}
         values.update(_errors("train", sums))
         if validate:
             values.update(self.validate())
@@ -180,10 +180,6 @@ class Trainer:
             if validate and self.source_log and several(self.sources):
                 self.source_log.write(step, "valid", self.sources)
         return validate
-
-    def _epoch(self) -> float:
-        state = self.train.state_dict()
-        return float(state["epoch"] + state["position"] / len(self.train.sampler.batches(state["epoch"])))
 
     def validate(self) -> dict[str, float]:
         """Errors on the validation frames, each counted once; keeps the model when it is the best so far."""
@@ -275,9 +271,5 @@ class Trainer:
 
 def _errors(part: str, sums: Tensor) -> dict[str, float]:
     """Rows (4, 3) of ``Metrics.sums`` → ``train_energy_rmse``…, NaN where nothing was measured."""
-    values: dict[str, float] = {}
-    for quantity, (count, absolute, square) in zip(("energy", "force", "virial"), sums.tolist(), strict=False):
-        values[f"{part}_{quantity}_rmse"] = math.sqrt(square / count) if count else math.nan
-        values[f"{part}_{quantity}_mae"] = absolute / count if count else math.nan
-    assert set(values) == {f"{part}_{error}" for error in ERRORS}
-    return values
+    found = means(sums)
+    return {f"{part}_{error}": found[error] for error in ERRORS}

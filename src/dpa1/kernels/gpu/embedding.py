@@ -45,16 +45,9 @@ def run(
     activation: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """``reference.embedding``, twice differentiable in all floating-point arguments."""
-    first, second, third = layers
-    assert first.bias is not None
-    assert second.bias is not None
-    assert third.bias is not None
-    # What the types add to the first layer: one row for each, found again by ``pair``.
-    types = first.bias.unsqueeze(0) if table is None else torch.addmm(first.bias, table, first.weight[1:])
-    s = radial.reshape(-1)
-    index = torch.zeros_like(s, dtype=torch.int64) if pair is None else pair.reshape(-1)
-    weights = (first.weight[0], second.weight, second.bias, third.weight, third.bias)
-    value, _ = net(index, s, types, *weights, second.repeats, third.repeats)
+    found = embedding_net.parts(radial, pair, table, layers)
+    index = torch.zeros_like(found.s, dtype=torch.int64) if found.pair is None else found.pair
+    value, _ = net(index, found.s, found.types, *found.weights, *found.repeats)
     return value.view(*radial.shape, -1)
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from dpa1.kernels.gpu.common import dense
 
 BLOCK = 128  # pairs of one program
-Scalars = tuple[float, float, float]
 
 
 def supports(vectors: Tensor, mask: Tensor, dtype: torch.dtype, start: float, cutoff: float, protection: float) -> bool:
