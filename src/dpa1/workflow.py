@@ -79,6 +79,7 @@ def finetune(
     """
     values: dict[str, Any] = dict(read_values(config) if isinstance(config, str | Path) else config or {})
     where = str(config) if isinstance(config, str | Path) else "fine-tuning"
+    _check_own(values, base, data, where)
     share = float(valid) if isinstance(valid, int | float) else _paths(valid)
     parts = {"train": _paths(data), "valid": share, "test": _paths(test)}
     values["data"] = {**(values.get("data") or {}), **_given(parts)}
@@ -95,6 +96,16 @@ def finetune(
             f"dpa1 train {Path(complete.output) / 'config.yaml'} --resume"
         )
     return train(complete, quiet=quiet)
+
+
+def _check_own(values: dict[str, Any], base: str | Path, data: Paths, where: str) -> None:
+    """A configuration beside the call names no other base and no other training data, which could never be used."""
+    for section, key, own in (("finetune", "base", str(base)), ("data", "train", _paths(data))):
+        named = (values.get(section) or {}).get(key)
+        if named is not None and named != own and [named] != own:
+            raise UserError(
+                f"{where}: '{section}.{key}' is {named}, the call says {own}; remove it from the configuration"
+            )
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +154,7 @@ def _changes(outcome: Outcome) -> list[Section]:
             "Before and after",
             [f"Fine-tuned from {change.base}, method {change.method}.", *new, *none],
             tables=tables,
-            details=[("Energy bias", change.bias_table)],
+            details=[(f"Energy bias, {when}", text) for when, text in change.bias_tables.items()],
         )
     ]
     if change.forgotten:

@@ -133,3 +133,13 @@ def test_float32_error_budget(options, seed):
     exact = predict(potential, frame)["forces"]
     single = predict(potential.set_precision("float32"), frame)
     assert np.abs(single["forces"] - exact).max() < 1e-5 * max(1.0, np.abs(exact).max())
+
+
+@pytest.mark.parametrize("cast", [torch.nn.Module.float, lambda module: module.to(torch.float32), torch.nn.Module.half])
+def test_casts_keep_the_energy_bias(cast):
+    potential = random_potential(example_options())
+    potential.energy_bias.fill_(-12345.678901)
+    before = potential.energy_bias.clone()
+    assert cast(potential) is potential
+    assert potential.dtype in (torch.float32, torch.float16)
+    assert torch.equal(potential.energy_bias, before)

@@ -5,10 +5,12 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from dpa1.batch import make_batch
+from dpa1.frames import make_frame
 from dpa1.model import blockwise
 from dpa1.model import potential as potential_module
 from dpa1.model.blockwise import Blockwise
@@ -102,7 +104,23 @@ def test_blocks_are_shared_out_evenly():
     assert even_slots(16_000, 3000, 500) < 3000
     assert even_slots(17_000, 3000, 500) * 6 >= 17_000
     assert even_slots(4000, 3000, 500) in range(2000, 2400)
-    assert even_slots(100, 3000, 500) == even_slots(900, 3000, 500) == 3000
+    assert even_slots(0, 3000, 500) == even_slots(100, 3000, 500) == even_slots(900, 3000, 500) == 3000
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("layers", [0, 1])
+def test_atoms_without_neighbors(layers):
+    potential = random_potential(example_options(attention_layers=layers))
+    alone, far = make_frame([1], np.zeros((1, 3))), make_frame([1, 8], [[0, 0, 0], [0, 0, 3 * CUTOFF]])
+    for frame in (alone, far):
+        batch = make_batch([frame], CUTOFF)
+        found = potential.predict(batch)
+        assert found["energy"].item() == pytest.approx(
+            potential.predict(make_batch([frame, far], CUTOFF))["energy"][0].item()
+        )
+        assert not found["forces"].any()
+        work = Blockwise(potential, batch, forces=True, virial=True)
+        work.backward(torch.ones(1, dtype=torch.float64), torch.zeros_like(batch.positions), None)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])

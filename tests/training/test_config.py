@@ -112,6 +112,8 @@ def test_data_beside_the_configuration_are_found(tmp_path):
         ("c.txt", "", [".yaml, .json or .toml"]),
         ("c.yaml", "data: {train: a.xyz}\nmodel: {size: smal}", ["model.size"]),
         ("c.yaml", "training: {steps: 3}", ["'data'", "required"]),
+        ("c.yaml", "data: {train: a.xyz}\nmodel: {embedding: []}", ["model.embedding", "at least 1"]),
+        ("c.yaml", "data: {train: a.xyz}\nmodel: {fitting: []}", ["model.fitting", "at least 1"]),
     ],
 )
 def test_sentences(tmp_path, name, text, words):

@@ -256,8 +256,8 @@ def test_the_table_shows_the_bias_before_and_after(base, data, tmp_path):
     isolated.calc = SinglePointCalculator(isolated, energy=-7.25)
     write(tmp_path / "atom.xyz", [*emt_frames(6), isolated])
     for source, config, expected in (
-        (data, {**QUICK["training"], "energy_bias": {"Cu": -3.5}}, "-3.5000  given"),
-        (tmp_path / "atom.xyz", QUICK["training"], "  given"),
+        (data, {**QUICK["training"], "energy_bias": {"Cu": -3.5}}, "-3.5000  fixed"),
+        (tmp_path / "atom.xyz", QUICK["training"], "  fixed"),
     ):
         result, tuned = tune(base, source, tmp_path, config={"training": config}, output=tmp_path / source.stem)
         text = (result.folder / "train.log").read_text()
@@ -416,7 +416,16 @@ def test_frames_of_the_replay_set_are_no_test_of_a_model_that_is_trained_on_them
     assert "note: the base was trained on 3 of the 5 test frames" in (result.folder / "train.log").read_text()
 
 
-@pytest.mark.parametrize(("force", "energy", "named"), [(0.2, 0.1, "force"), (0.05, 9.0, ""), (np.nan, 0.2, "energy")])
+@pytest.mark.parametrize(
+    ("force", "energy", "named"),
+    [
+        (0.2, 0.1, "force"),
+        (0.05, 0.1, ""),
+        (0.05, 9.0, "energy"),
+        (0.2, 0.2, "force and energy"),
+        (np.nan, 0.2, "energy"),
+    ],
+)
 def test_a_worse_model_is_called_worse(force, energy, named):
     def errors(force, energy):
         return {"test": {"force_rmse": force, "energy_rmse": energy, "virial_rmse": np.nan, "n_frames": 3}}
@@ -425,7 +434,7 @@ def test_a_worse_model_is_called_worse(force, energy, named):
     change = Change("pbe", "lora", {}, before=errors(nothing, 0.1), after=errors(force, energy))
     said = finetune.table(change)
     assert ("warning" in said) is bool(named)
-    assert f"test data's {named}" in said or not named
+    assert f"test data's {named} errors" in said or not named
 
 
 def test_test_frames_that_choose_the_best_model_are_pointed_out(base, data, tmp_path):
@@ -495,9 +504,38 @@ def test_files_that_a_run_would_replace_are_refused(base, data, tmp_path):
     (tmp_path / "out" / "notes.txt").write_text("mine")
     refused("out: holds model.dpa1 already", base=base, data=data, output=tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.dpa1", "notes.txt"]
-    (tmp_path / "out" / "model.dpa1").unlink()
+    (tmp_path / "out" / "model.dpa1").rename(tmp_path / "out" / "errors.json")
+    refused("out: holds errors.json already", base=base, data=data, output=tmp_path / "out")
+    (tmp_path / "out" / "errors.json").unlink()
     tune(base, data, tmp_path, steps=1)
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"data": {"train": "other.xyz"}}, ("'data.train' is other.xyz", "new.xyz", "remove it")),
+        ({"finetune": {"base": "pbe"}}, ("'finetune.base' is pbe", "base.dpa1", "remove it")),
+    ],
+)
+def test_what_the_call_contradicts_is_refused(base, data, tmp_path, own, words):
+    refused(*words, base=base, data=data, output=tmp_path / "out", config={**QUICK, **own})
+
+
+def test_a_base_that_does_not_say_what_it_was_trained_on(tmp_path, data):
+    save_model(small(seed=1), tmp_path / "silent.dpa1")
+    assert "trained_elements" not in load_model(tmp_path / "silent.dpa1").info
+    _, tuned = tune(tmp_path / "silent.dpa1", data, tmp_path, steps=1)
+    assert "trained_elements" not in tuned.info
+
+
+def test_the_report_shows_the_bias_before_and_after(base, data, tmp_path):
+    result, tuned = tune(base, data, tmp_path, steps=3)
+    text = (result.folder / "report.html").read_text()
+    assert "Energy bias, before the first step" in text
+    after = text[text.index("Energy bias, after the last step") :]
+    for value in tuned.energy_bias[0].tolist():
+        assert f"{value:.4f}" in after
 
 
 def test_a_run_goes_on_from_no_other_base_of_that_name(base, data, tmp_path):

@@ -215,6 +215,8 @@ def test_what_cannot_be_mixed_is_refused(two, tmp_path):
     unnamed = {key: value for key, value in b.items() if key != "level"}
     with pytest.raises(UserError, match="C: its level of theory is not given, while the training data hold emt"):
         train(two(data={"train": [a, {**b, "level": "c"}, unnamed | {"name": "C"}]}), quiet=True)
+    with pytest.raises(UserError, match="B: its level of theory is not given, while the training data hold emt"):
+        train(two(data={"train": [a, unnamed]}), quiet=True)
     with pytest.raises(
         UserError, match=r"validation data hold the level of theory 'ent'.*emt, shifted.*did you mean 'emt'"
     ):
@@ -271,7 +273,7 @@ def test_an_element_only_one_level_has(two, tmp_path):
     al, cu = (potential.elements.index(s) for s in ("Al", "Cu"))
     bias = potential.energy_bias
     assert (bias[1, al] - bias[0, al]).item() == pytest.approx((bias[1, cu] - bias[0, cu]).item(), abs=1e-9)
-    assert "level shifted has no frame with Al" in (result.folder / "train.log").read_text()
+    assert "level shifted has no energy with Al" in (result.folder / "train.log").read_text()
     assert potential.info["level_data"]["shifted"]["elements"] == ["Cu"]
 
 

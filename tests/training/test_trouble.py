@@ -11,6 +11,7 @@ import dpa1.training.from_scratch as from_scratch
 from dpa1.errors import RunError, UserError
 from dpa1.training.checkpoint import checkpoints
 from dpa1.training.run import train
+from dpa1.training.trainer import Trainer
 from tests.training.toy import emt_frames, toy_config
 
 
@@ -53,14 +54,14 @@ def test_a_bad_frame_is_named_and_written_out(tmp_path, monkeypatch, field, valu
 
 
 def test_broken_weights_are_named(tmp_path, monkeypatch):
-    original = from_scratch.Trainer.run
+    original = Trainer.run
 
     def spoiled(self):
         with torch.no_grad():
             next(iter(self.potential.parameters())).fill_(float("nan"))
         original(self)
 
-    monkeypatch.setattr(from_scratch.Trainer, "run", spoiled)
+    monkeypatch.setattr(Trainer, "run", spoiled)
     with pytest.raises(RunError, match=r"the weights descriptor.* are not finite; lower training\.learning_rate"):
         train(toy_config(tmp_path), quiet=True)
 

@@ -12,6 +12,7 @@ from ase import Atoms
 from dpa1.batch import make_batch
 from dpa1.errors import RunError, UserError
 from dpa1.frames import Frame, from_ase
+from dpa1.model import memory
 from dpa1.model.inference import check_elements, frozen_copy, pick_device
 from dpa1.model.metrics import Metrics
 
@@ -67,7 +68,8 @@ def evaluate(
     metrics = Metrics(worst=WORST)
     model.level_index(level if level is not None else model.levels[0])  # an unknown name fails before any data are read
     for frames in _batches(_frames(data), model, batch_atoms, level):
-        batch = make_batch(frames, model.cutoff, levels=model.levels if level is None else (), device=place)
+        with memory.enough(f"the neighbors of {frames[0].name}", memory.FEWER, place):
+            batch = make_batch(frames, model.cutoff, levels=model.levels if level is None else (), device=place)
         prediction = model.predict(batch, level=level)
         _check_finite(frames, prediction)
         sources = [frame.source or "frames" for frame in frames]

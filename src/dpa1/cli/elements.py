@@ -100,6 +100,8 @@ TEXT = (0, 1, 6)
 
 def sentences(found: ElementMap, permutations: int, seed: int) -> list[str]:
     """What was looked at, and what was not."""
+    from dpa1.analysis.elements import FEWEST
+
     many = f"{len(found.symbols)} trained element{'s' if len(found.symbols) > 1 else ''}"
     if not found.told:
         many = "All elements of the model, since the file does not say which of them were trained"
@@ -113,6 +115,8 @@ def sentences(found: ElementMap, permutations: int, seed: int) -> list[str]:
         texts.append(f"Variance in the first components: {shares}.")
     else:
         texts.append("One element has no arrangement: there are no components, and nothing can be tested.")
+    if len(found.symbols) < FEWEST:
+        return texts
     texts.append(
         f"p: share of {permutations:,} random deals of the vectors to the elements (seed {seed}) that do at least as well."
     )

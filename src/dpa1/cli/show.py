@@ -43,7 +43,7 @@ def show_command(
     for key, value in card.items():
         if key == "errors" and isinstance(value, dict):
             value = {part: _errors(numbers) for part, numbers in value.items()}
-        if key not in ("energies", "config", "run", "card", "level_data"):
+        if key not in ("energies", "config", "run", "card", "level_data") and value not in ({}, []):
             console.print(f"{key.replace('_', ' '):<16} {_text(value)}", markup=False, soft_wrap=True)
     if "card" in card:
         for line in card_lines(card["card"]):
@@ -159,7 +159,7 @@ def _errors(numbers: dict[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(entry)}" for key, entry in value.items() if entry is not None)
+        return ", ".join(f"{key} {_text(entry)}" for key, entry in value.items() if entry not in (None, {}, []))
     if isinstance(value, list):
         return " ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

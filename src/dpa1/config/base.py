@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,7 +43,7 @@ def _sentence(section: type[Section], error: Any) -> str:
             did_you_mean(str(error["loc"][-1]), keys) or f"; known here: {', '.join(keys)}"
         )
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] == "missing" else f" (given: {error.get('input')!r})"
+    given = "" if error["type"] == "missing" else f" (given: {shorten(repr(error.get('input')), 80, placeholder=' …')})"
     return f"'{path}': {message[0].lower()}{message[1:]}{given}" if path else message
 
 

@@ -48,7 +48,7 @@ class ModelConfig(Section):
     """``smooth`` only: divides the contraction; the mean neighbour number of the training data when not given."""
     environment_protection: float = Field(0.0, ge=0)
     """Å added to r in the denominators of the environment matrix."""
-    embedding: tuple[Positive, ...] = (25, 50, 100)
+    embedding: Annotated[tuple[Positive, ...], Field(min_length=1)] = (25, 50, 100)
     """Widths of the embedding net."""
     axis: Positive = 16
     """Number of leading embedding channels that form the second factor of the contraction."""
@@ -96,7 +96,7 @@ class ModelConfig(Section):
     """Element pairs removed from the neighbour list itself (DeePMD-kit's ``pair_exclude_types``)."""
     exclude_elements: tuple[str, ...] = ()
     """Elements whose atomic energy is zero."""
-    fitting: tuple[Positive, ...] = (240, 240, 240)
+    fitting: Annotated[tuple[Positive, ...], Field(min_length=1)] = (240, 240, 240)
     """Widths of the fitting net."""
     fitting_activation: str = "tanh"
     """Of the fitting net."""

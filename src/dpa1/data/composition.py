@@ -54,16 +54,16 @@ class CompositionFit:
 
     def rows(self) -> list[tuple[str, int, int, float, str]]:
         """(element, atoms, frames, bias, remark) per element, for a table."""
-        remarks = dict.fromkeys(self.absent, "no frame has it") | dict.fromkeys(self.fixed, "given")
+        remarks = dict.fromkeys(self.absent, "no energy with it") | dict.fromkeys(self.fixed, "fixed")
         remarks |= dict.fromkeys((element for group in self.tied for element in group), "not by itself")
         return [
             (e, int(self.atoms[i]), int(self.occurrences[i]), float(self.bias[i]), remarks.get(e, ""))
             for i, e in enumerate(self.elements)
         ]
 
-    def table(self) -> str:
-        """Plain text: one line per element, then what is tied."""
-        lines = [f"{'element':<8}{'atoms':>9}{'frames':>9}{'bias (eV)':>15}"]
+    def table(self, value: str = "bias") -> str:
+        """Plain text: one line per element, then what is tied. ``value``: what the numbers are called."""
+        lines = [f"{'element':<8}{'atoms':>9}{'frames':>9}{value + ' (eV)':>15}"]
         lines += [f"{e:<8}{a:>9}{f:>9}{b:>15.4f}  {r}".rstrip() for e, a, f, b, r in self.rows()]
         return "\n".join([*lines, self.sentence()])
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger("dpa1")
+BUFFERED = 256  # rows and columns of a product that is no special case
 LEAST = 1 << 15  # multiplications of one matrix; below, the call costs more than it brings
 # CBLAS: the result's rows lie one after the other; a factor as it is, or transposed.
 ROWS, PLAIN, TURNED = 101, 111, 112
@@ -87,6 +88,14 @@ def _library() -> dict[torch.dtype, tuple[Any, Any]] | None:
             "%s cannot be used for matrix products (%s): torch's own, which are slower, run instead", files[0], error
         )
         return None
+
+
+@cache
+def reserve() -> None:
+    """Let the library take its working memory: without memory at its first product it would end the process."""
+    if _library() is not None:
+        square = torch.ones(BUFFERED, BUFFERED)
+        multiply(square, square)
 
 
 def _declared(library: Any, name: str, number: Any) -> tuple[Any, Any]:

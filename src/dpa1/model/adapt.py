@@ -66,7 +66,8 @@ def adapt(base: Potential, new: dict[str, str], levels: Sequence[str], sources: 
         head.load_state_dict(heads[sources[place] if len(heads) > 1 else 0].state_dict())
     potential.energy_bias.copy_(base.energy_bias[list(sources)][:, row])
     potential.info = copy.deepcopy(base.info)
-    potential.info["trained_elements"] = [s for s in elements if s in base.trained_elements or s in new]
+    if "trained_elements" in base.info:
+        potential.info["trained_elements"] = [s for s in elements if s in base.trained_elements or s in new]
     return potential.eval()
 
 

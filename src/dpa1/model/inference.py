@@ -10,6 +10,7 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from dpa1.errors import UserError
 from dpa1.frames import Frame
+from dpa1.kernels import openblas
 from dpa1.model.potential import DTYPES, Potential
 
 
@@ -46,6 +47,8 @@ def frozen_copy(potential: Potential, dtype: str | None, device: torch.device) -
     frozen = copy.deepcopy(potential).eval().requires_grad_(False)
     if dtype is not None:
         frozen.set_precision(dtype)
+    if device.type == "cpu":
+        openblas.reserve()
     return frozen.to(device)
 
 

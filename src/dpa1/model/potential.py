@@ -34,7 +34,7 @@ from dpa1.model.descriptor import Descriptor
 from dpa1.model.initial import spread_radial_steps
 from dpa1.model.networks import FittingNet
 from dpa1.model.rows import RowPlan, Rows, plan_rows, rows_of
-from dpa1.model.slots import deepmd_order
+from dpa1.model.slots import deepmd_order, nearest
 from dpa1.model.table import TableSet
 from dpa1.model.tabulable import Tabulable
 from dpa1.model.threads import threads_for_blocks
@@ -110,6 +110,13 @@ class Potential(Tabulable):
         self._hides_types = self._register_pairs("_visible_pairs", config.exclude_pairs)
         self._hides_pairs = self._register_pairs("_listed_pairs", config.exclude_model_pairs)
         self.set_precision(config.precision, config.fitting_precision or config.precision)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
+        """torch's casts (``float()``, ``to(dtype)``) change the networks; the energy bias stays float64."""
+        bias = self.energy_bias
+        super()._apply(fn, recurse)
+        self.energy_bias = bias.to(self.energy_bias.device)
+        return self
 
     def _register_pairs(self, name: str, excluded: tuple[tuple[str, str], ...]) -> bool:
         allowed = torch.ones(len(self.elements), len(self.elements), dtype=torch.bool)
@@ -253,7 +260,7 @@ class Potential(Tabulable):
         if self.config.slot_statistics:
             centre, neighbor, shift = deepmd_order(batch, self.cutoff, int(self.config.sel or 0))
         elif self.config.convention == "deepmd":
-            keep = _nearest(batch, int(self.config.sel or 0))
+            keep = nearest(batch, int(self.config.sel or 0))
         if self._hides_pairs:
             listed = self._listed_pairs[types[centre], types[neighbor]]
             keep = listed if keep is None else keep & listed
@@ -359,21 +366,6 @@ class Potential(Tabulable):
         plans = plan_rows(view.centre, atoms, slots)
         self._most_slots = memory.in_blocks(plans, evaluate, self._most_slots)
         return atomic, slope, kept
-
-
-def _nearest(batch: Batch, sel: int) -> Tensor | None:
-    """(P,) which pairs are among the ``sel`` nearest of their centre; None for all."""
-    centre, positions = batch.centre, batch.positions
-    counts = torch.bincount(centre, minlength=len(batch.numbers))
-    if not len(centre) or int(counts.max()) <= sel:
-        return None
-    distance = torch.linalg.vector_norm(positions[batch.neighbor] - positions[centre] + batch.shift, dim=-1)
-    order = torch.argsort(distance, stable=True)
-    order = order[torch.argsort(centre[order], stable=True)]
-    rank = torch.arange(len(centre), device=centre.device) - (torch.cumsum(counts, 0) - counts)[centre]
-    keep = torch.empty_like(centre, dtype=torch.bool)
-    keep[order] = rank < sel
-    return keep
 
 
 def _frame_sums(left: Tensor, right: Tensor, frame: Tensor, frames: int) -> Tensor:

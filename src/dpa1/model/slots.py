@@ -1,4 +1,4 @@
-"""Neighbour slots in exactly DeePMD-kit's order, for imported models whose statistics differ from slot to slot.
+"""The nearest ``sel`` neighbours, as DeePMD-kit sees them; in exactly its order where statistics differ from slot to slot.
 
 Images of one atom can lie at exactly equal distances; such a model gives them different weights, so even the order of
 ties has to be DeePMD-kit's: its rounding (wrapped coordinates plus image shift), its sequence of images, ``torch.topk``.
@@ -12,6 +12,21 @@ from torch import Tensor
 from dpa1.batch import Batch
 
 BLOCK = 4_000_000  # distances at once
+
+
+def nearest(batch: Batch, sel: int) -> Tensor | None:
+    """(P,) which pairs are among the ``sel`` nearest of their centre; None for all."""
+    centre, positions = batch.centre, batch.positions
+    counts = torch.bincount(centre, minlength=len(batch.numbers))
+    if not len(centre) or int(counts.max()) <= sel:
+        return None
+    distance = torch.linalg.vector_norm(positions[batch.neighbor] - positions[centre] + batch.shift, dim=-1)
+    order = torch.argsort(distance, stable=True)
+    order = order[torch.argsort(centre[order], stable=True)]
+    rank = torch.arange(len(centre), device=centre.device) - (torch.cumsum(counts, 0) - counts)[centre]
+    keep = torch.empty_like(centre, dtype=torch.bool)
+    keep[order] = rank < sel
+    return keep
 
 
 @torch.no_grad()

@@ -118,7 +118,7 @@ def even_slots(slots: int, most: int, least: int) -> int:
     """
     count = thread_count()
     blocks = min(math.ceil(math.ceil(slots / most) / count) * count, max(1, slots // least))
-    if count == 1 or blocks == 1:
+    if count == 1 or blocks <= 1:
         return most
     # A little more than its share, as blocks hold whole atoms and some padding.
     return min(most, math.ceil(1.1 * slots / blocks))

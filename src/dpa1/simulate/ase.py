@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError, all_changes
 
-from dpa1.errors import RunError
+from dpa1.errors import RunError, counted
 from dpa1.frames import matrix_to_voigt
+from dpa1.model import memory
 from dpa1.model.fixed import Answer
 from dpa1.model.inference import check_numbers, frozen_copy, pick_device
 from dpa1.simulate.skin import SkinList, coordination
@@ -96,9 +98,10 @@ class Dpa1Calculator(BaseCalculator):
                 f"stress needs a cell with three vectors; this structure has {atoms.cell.rank} (its volume is not defined)"
             )
         self._check(atoms)
-        found = self.fixed_step.predict(atoms) if self.fixed_step is not None else None
-        if found is None:
-            found = self._ordinary(atoms, full_cell)
+        with self._enough(atoms):
+            found = self.fixed_step.predict(atoms) if self.fixed_step is not None else None
+            if found is None:
+                found = self._ordinary(atoms, full_cell)
         energies, forces = found.energies.numpy(), found.forces.numpy()
         energy = float(found.energies.sum())
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
@@ -126,10 +129,15 @@ class Dpa1Calculator(BaseCalculator):
     def get_descriptor(self, atoms: Atoms) -> np.ndarray:
         """(N, D) descriptors of all atoms, invariant to translation, rotation and the order of like atoms."""
         self._check(atoms)
-        prediction = self.potential.predict(
-            self.neighbors.batch(atoms), forces=False, virial=False, descriptor=True, level=self.level
-        )
+        with self._enough(atoms):
+            prediction = self.potential.predict(
+                self.neighbors.batch(atoms), forces=False, virial=False, descriptor=True, level=self.level
+            )
         return prediction["descriptor"].cpu().numpy()
+
+    def _enough(self, atoms: Atoms) -> AbstractContextManager[None]:
+        """The neighbour list takes memory, too, before the potential adapts its blocks to what is free."""
+        return memory.enough(counted(len(atoms), "atom"), memory.FEWER, self.potential.energy_bias.device)
 
     def _check(self, atoms: Atoms) -> None:
         if not np.array_equal(self._checked, atoms.numbers):

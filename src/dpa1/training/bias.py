@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -183,11 +184,14 @@ def refit(
         if config.loss.kind != "mse":
             fit = _robust(fit, counts, energies, potential.elements, held)
         shift[level] = torch.from_numpy(fit.bias).to(world.device)
-        lines.append(f"{title}, shift fitted to the residuals of the model\n{fit.table()}")
+        lines.append(f"{title}, shift fitted to the residuals of the model")
         fits.append(fit)
-    _fill_absent(shift, fits, potential)
+    filled = _fill_absent(shift, fits, potential)
     potential.energy_bias += shift
-    return "\n".join(lines)
+    for level, own in enumerate(fits):
+        if own is not None:
+            lines[level] += f"\n{replace(own, bias=shift[level].cpu().numpy()).table('shift')}"
+    return "\n".join([*lines, *filled])
 
 
 def _robust(
@@ -251,6 +255,6 @@ def _fill_absent(bias: Tensor, fits: Sequence[CompositionFit | None], potential:
                 break
         if filled:
             lines.append(
-                f"level {potential.levels[level]} has no frame with {', '.join(filled)}: their bias follows another level's"
+                f"level {potential.levels[level]} has no energy with {', '.join(filled)}: their bias follows another level's"
             )
     return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from dpa1.training.prepare import Data, check, evaluation_loader, sample
 from dpa1.training.residual_bias import fit_shift
 
 NEW_LEVEL = "finetuned"
+KEPT = ("trained_elements", "licence")  # of what a base says about itself
 # With replay, one in so many frames of each level in the replay set is left out of training, to measure forgetting.
 MEASURED = 4
 
@@ -41,7 +41,7 @@ class Change:
     start: what is compared with: the base, with its energy bias refitted where there are energies.
     before, after: part (valid, test) → errors of ``start`` and of the finished model.
     forgotten: errors on the base's replay set, before and after, both with the base's own energy bias; empty without one.
-    bias_table: of the first refit.
+    bias_tables: when → table of that refit of the energy bias.
     """
 
     base: str
@@ -51,7 +51,7 @@ class Change:
     before: dict[str, dict[str, Any]] = field(default_factory=dict)
     after: dict[str, dict[str, Any]] = field(default_factory=dict)
     forgotten: dict[str, dict[str, Any]] = field(default_factory=dict)
-    bias_table: str = ""
+    bias_tables: dict[str, str] = field(default_factory=dict)
 
 
 class Finetune:
@@ -181,8 +181,7 @@ class Finetune:
         """The base made ready for the new data."""
         torch.manual_seed(self.config.seed)
         potential = adapt(self.base, self.new, self.levels, self.sources)
-        licence = {key: value for key, value in self.base.info.items() if key == "licence"}
-        potential.info = {"trained_elements": potential.info["trained_elements"], **licence}
+        potential.info = {key: value for key, value in potential.info.items() if key in KEPT}
         if len(self.levels) > 1:
             potential.replay = self.base.replay
         choose_parameters(potential, self.change.method, tuple(self.new))  # type: ignore[arg-type]
@@ -218,17 +217,20 @@ class Finetune:
         found = fit_shift(counts, residuals, potential.elements, held)
         potential.energy_bias[level] += torch.from_numpy(found.shift).to(potential.energy_bias)
         self.change.start = "base, bias refitted"
-        return f"{title}\n{found.table(before, potential.energy_bias[level].cpu().numpy(), tuple(self.new))}"
+        first = not self.change.bias_tables
+        text = found.table(before, potential.energy_bias[level].cpu().numpy(), tuple(self.new) if first else ())
+        self.change.bias_tables["before the first step" if first else "after the last step"] = text
+        return f"{title}\n{text}"
 
     def begin(self, potential: Potential, train: Loader, pins: bias.Pins | None, world: World,
               valid: tuple[Loader, list[np.ndarray]] | None) -> str:  # fmt: skip
         """Before the first step: refit the bias, measure the base. Returns what to say."""
-        self.change.bias_table = self.refit(potential, train, pins, world)
+        said = self.refit(potential, train, pins, world)
         self.change.before = finish.evaluate_parts(potential, self.data, self.config, world, valid)
         if self.measured is not None:
             original = adapt(self.base, self.new, self.base.levels, range(len(self.base.levels))).to(world.device)
             self.change.forgotten["before"] = self._on_replay(original, world)
-        return self.change.bias_table
+        return said
 
     def end(self, potential: Potential, errors: dict[str, dict[str, Any]], world: World) -> str:
         """After the last step: what changed on the new data and on the replay set, for the model file. Returns a table."""
@@ -300,17 +302,16 @@ def table(change: Change) -> str:
 
 
 def _worse(change: Change) -> list[str]:
-    """A line for each part of the data on which fine-tuning made forces, or energies where there are none, worse."""
+    """A line for each part of the data on which fine-tuning made something worse."""
     lines = []
     for part, title in (("valid", "validation"), ("test", "test")):
         after, before = change.after.get(part) or {}, change.before.get(part) or {}
-        measured = [q for q in ("force", "energy") if not math.isnan(after.get(f"{q}_rmse", math.nan))][:1]
-        lines += [
-            f"warning: the {title} data's {q} error is larger than the base's: the training frames are too few or too unlike "
-            "them; add frames like them, or take fewer steps"
-            for q in measured
-            if after[f"{q}_rmse"] > before[f"{q}_rmse"]
-        ]
+        worse = [q for q in ("force", "energy", "virial") if after.get(f"{q}_rmse", 0.0) > before.get(f"{q}_rmse", 0.0)]
+        if worse:
+            lines.append(
+                f"warning: the {title} data's {' and '.join(worse)} errors are larger than the base's: the training frames are "
+                "too few or too unlike them; add frames like them, or take fewer steps"
+            )
     return lines
 
 

@@ -104,7 +104,7 @@ def save(
 
 def summary(errors: dict[str, dict[str, Any]], model: Path, progress: Progress) -> str:
     """The last lines of a run."""
-    lines = [f"finished {progress.step} steps in {progress.seconds:.0f} s"]
+    lines = [f"finished {counted(progress.step, 'step')} in {progress.seconds:.0f} s"]
     if progress.best_step:
         lines[0] += f"; the model is the best one, of step {progress.best_step}"
     for part, values in errors.items():

@@ -87,9 +87,11 @@ def _levels(parts: dict[str, Dataset]) -> tuple[str, ...]:
     train = parts["training"]
     used = np.unique(train.table.level)
     levels = tuple(train.table.levels[k] for k in used if k >= 0) or ("default",)
+    named = bool((used >= 0).any())
     for name, part in parts.items():
         for i in np.flatnonzero(part.table.level < 0)[:1]:
-            if len(levels) > 1:
+            # Validation and test data need no name where there is but one level.
+            if len(levels) > 1 or (part is train and named):
                 where = part.entries[part.entry[i]]
                 raise UserError(
                     f"{where}: its level of theory is not given, while the training data hold {', '.join(levels)}; "

@@ -44,6 +44,11 @@ CONTENT = """run folder {folder}
   metrics.csv    errors along the run            model.dpa1     the trained model, at the end"""
 
 
+WRITTEN = (
+    "model.dpa1", "best.dpa1", "metrics.csv", "sources.csv", "dropped.csv", "errors.json", "report.html", "learning_curve.png",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class RunResult:
     """A finished run.
@@ -150,7 +155,7 @@ def _check_folder(folder: Path, resume: bool, world: World) -> None:
     holds = world.agree(world.main and (folder / "config.yaml").exists())
     if holds and not resume:
         raise UserError(f"{folder}: already holds a run; choose another output, or continue it with --resume")
-    mine = [name for name in ("model.dpa1", "best.dpa1", "metrics.csv", "report.html") if (folder / name).exists()]
+    mine = [name for name in WRITTEN if (folder / name).exists()]
     if world.agree(world.main and bool(mine) and not holds and not resume):
         raise UserError(f"{folder}: holds {', '.join(mine)} already, which a run would replace; choose another output")
     if resume and not holds:
@@ -266,9 +271,8 @@ def _describe(data: Data, config: RunConfig, report: Report) -> None:
 def _sources(data: Data, config: RunConfig) -> str:
     """One line per source of the training data: level, frames, labels, share of the frames drawn."""
     train, chances = data.train, frame_chances(data.train, config)
-    lines = [
-        f"levels of theory: {', '.join(data.levels)}; sources of the training data (validation errors of each in sources.csv):"
-    ]
+    errors = "" if data.valid is None else " (validation errors of each in sources.csv)"
+    lines = [f"levels of theory: {', '.join(data.levels)}; sources of the training data{errors}:"]
     for number, name in enumerate(train.entries):
         own = np.flatnonzero(train.entry == number)
         part = train.table.take(own)
