@@ -121,14 +121,11 @@ def _paths(given: Paths | None) -> list[str] | None:
         raise UserError("data are named by paths; write frames to a file first, as ase.io.write does") from None
 
 
-def report(outcome: Outcome, sections: Sequence[Section] = (), name: str = "report.html") -> str:
-    """Write the page of a finished run. Returns the sentence to say; a page that fails never fails the run.
-
-    sections: further parts of the page, as ``write_report`` takes them.
-    """
-    path = outcome.folder / name
+def report(outcome: Outcome) -> str:
+    """Write the page of a finished run. Returns the sentence to say; a page that fails never fails the run."""
+    path = outcome.folder / "report.html"
     try:
-        _write(outcome, path, sections)
+        _write(outcome, path)
     except Exception as error:
         return f"warning: {path} was not written ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     return f"report: {path}"
@@ -166,7 +163,7 @@ def _changes(outcome: Outcome) -> list[Section]:
     return sections
 
 
-def _write(outcome: Outcome, path: Path, sections: Sequence[Section]) -> None:
+def _write(outcome: Outcome, path: Path) -> None:
     from dpa1.analysis.report import Evaluated, sample, survey, write_report
     from dpa1.data.outliers import summary
 
@@ -195,7 +192,7 @@ def _write(outcome: Outcome, path: Path, sections: Sequence[Section]) -> None:
         title=f"{'Fine-tuning' if outcome.change else 'Training'} run {outcome.folder.resolve().name}",
         evaluated=evaluated,
         metrics=outcome.folder / "metrics.csv",
-        sections=[*_changes(outcome), *sections],
+        sections=_changes(outcome),
         data=parts,
         data_notes=data_notes,
         facts=[

@@ -64,6 +64,18 @@ def test_tested_set_covers_the_requirements():
     assert required - {"dpa1"} <= {name.replace("_", "-") for name in pinned}
 
 
+def test_no_path_of_a_machine():
+    texts = [path for pattern in ("*.md", "*.py", "*.yaml", "*.toml") for path in ROOT.rglob(pattern)]
+    own = [
+        path
+        for path in texts
+        if not any(part.startswith(".") or part == "build" for part in path.relative_to(ROOT).parts)
+    ]
+    assert len(own) > 300
+    for path in own:
+        assert not re.search(r"\.\./shared|(?<![\w.])/(?:work|home)/", path.read_text(encoding="utf-8")), path
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
 def test_source_file(path):
     text = path.read_text(encoding="utf-8")

@@ -63,7 +63,6 @@ def write_report(
     data_notes: Sequence[str] = (),
     facts: Sequence[tuple[str, str]] = (),
     config: str = "",
-    notes: Sequence[str] = (),
 ) -> None:
     """Write one self-contained page; pictures need matplotlib, and where it is missing the page says so.
 
@@ -75,7 +74,6 @@ def write_report(
     data: part (training, validation…) → data set.  data_notes: what else there is to say of them.
     facts: name and value, for the list at the end.
     config: text of the configuration.
-    notes: sentences under the list at the end.
     """
     missing: list[str] = []
     parts: list[Section] = []
@@ -94,7 +92,7 @@ def write_report(
     parts.append(
         Section(
             "Configuration and versions",
-            [*notes, *dict.fromkeys(missing)],
+            list(dict.fromkeys(missing)),
             tables=[Table(("", ""), about, text=(0, 1))],
             details=[("Configuration", config)] if config else [],
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from importlib import metadata
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -14,17 +14,16 @@ from dpa1 import __version__
 from dpa1.cli.terminal import to_json
 from dpa1.errors import RunError
 
-REQUIRED = ("torch", "numpy", "ase", "vesin", "safetensors", "pydantic", "typer", "rich", "pyyaml")
-# module → (package, what it adds)
+# package → what it adds
 OPTIONAL = {
-    "h5py": ("h5py", "DeePMD HDF5 data and .dp models"),
-    "lmdb": ("lmdb", "DeePMD LMDB data"),
-    "msgpack": ("msgpack", "DeePMD LMDB data"),
-    "zstandard": ("zstandard", ".zst files"),
-    "matplotlib": ("matplotlib", "plots"),
-    "tensorboard": ("tensorboard", "TensorBoard logs"),
-    "wandb": ("wandb", "Weights & Biases logs"),
-    "mlflow": ("mlflow", "MLflow logs"),
+    "h5py": "DeePMD HDF5 data and .dp models",
+    "lmdb": "DeePMD LMDB data",
+    "msgpack": "DeePMD LMDB data",
+    "zstandard": ".zst files",
+    "matplotlib": "plots",
+    "tensorboard": "TensorBoard logs",
+    "wandb": "Weights & Biases logs",
+    "mlflow": "MLflow logs",
 }
 
 
@@ -61,6 +60,19 @@ def doctor_command(
         raise RunError(f"the model computes wrong forces on {', '.join(wrong)}; reinstall torch or use another device")
 
 
+def required() -> dict[str, str]:
+    """Version of every package dpa1 depends on here, by its own declaration."""
+    declared = [entry for entry in metadata.requires("dpa1") or [] if "extra ==" not in entry]
+    return {name: _version(name) or "is not installed" for name in (re.split(r"[^\w.-]", d)[0] for d in declared)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def examine() -> dict[str, Any]:
     """Everything ``dpa1 doctor`` prints."""
     import torch
@@ -73,11 +85,8 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "required": {name: metadata.version(name) for name in REQUIRED},
-        "optional": {
-            package: {"version": metadata.version(package) if find_spec(module) else None, "for": purpose}
-            for module, (package, purpose) in OPTIONAL.items()
-        },
+        "required": required(),
+        "optional": {package: {"version": _version(package), "for": purpose} for package, purpose in OPTIONAL.items()},
         "devices": {device: {"name": name, **self_check(device)} for device, name in devices.items()},
     }
 
@@ -85,21 +94,13 @@ def examine() -> dict[str, Any]:
 def self_check(device: str) -> dict[str, Any]:
     """A random small model on a distorted crystal: forces against finite differences, float32 against float64 (eV/Å)."""
     import numpy as np
-    import torch
-    from ase.build import bulk
 
-    from dpa1.config.model import ModelConfig
     from dpa1.kernels import dispatch
-    from dpa1.model.potential import Potential
     from dpa1.simulate.step import report as fixed_steps
+    from dpa1.simulate.step import small_system
 
     begun = time.perf_counter()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        potential = Potential(ModelConfig(size="small", elements=("Na", "Cl"), cutoff=4.0, mean_neighbors=20.0))
-    potential.descriptor.scale.fill_(0.03)  # so that forces are of the size of real ones
-    atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
-    atoms.rattle(0.1, seed=0)
+    potential, atoms = small_system()
     exact = potential.calculator(dtype="float64", device=device)
     forces = exact.get_forces(atoms)
     single = potential.calculator(dtype="float32", device=device).get_forces(atoms)

@@ -137,10 +137,10 @@ class Dataset:
 class ListDataset(Dataset):
     """Frames kept in memory."""
 
-    def __init__(self, frames: Sequence[Frame], report: LabelReport | None = None) -> None:
+    def __init__(self, frames: Sequence[Frame]) -> None:
         self.frames = list(frames)
         self.table = table_of(self.frames)
-        self.report = report or LabelReport()
+        self.report = LabelReport()
 
     def __getitem__(self, i: int) -> Frame:
         return self.frames[i]
@@ -149,12 +149,10 @@ class ListDataset(Dataset):
 class StoreDataset(Dataset):
     """Frames streamed from a packed store; ``weight`` multiplies theirs, ``level`` replaces theirs when given."""
 
-    def __init__(
-        self, store: Store, weight: float = 1.0, level: str | None = None, report: LabelReport | None = None
-    ) -> None:
+    def __init__(self, store: Store, weight: float = 1.0, level: str | None = None) -> None:
         self.store, self.weight, self.level = store, weight, level
         self.table = store.table if level is None else _relevel(store.table, level)
-        self.report = report or LabelReport()
+        self.report = LabelReport()
 
     def __getitem__(self, i: int) -> Frame:
         return _adjust(self.store[i], self.weight, self.level)

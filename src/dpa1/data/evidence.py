@@ -12,14 +12,13 @@ import numpy as np
 from dpa1.frames import Frame
 
 
-def outliers(residuals: np.ndarray, threshold: float = 10.0, least: float = 0.05) -> np.ndarray:
-    """Numbers of the frames farther than ``threshold`` robust deviations (and ``least`` eV/atom) from the median, worst
-    first."""
+def outliers(residuals: np.ndarray) -> np.ndarray:
+    """Numbers of the frames farther than ten robust deviations (and 0.05 eV/atom) from the median, worst first."""
     known = np.flatnonzero(np.isfinite(residuals))
     if len(known) < 5:
         return known[:0]
     away = np.abs(residuals[known] - np.median(residuals[known]))
-    limit = max(threshold * 1.4826 * float(np.median(away)), least)
+    limit = max(10.0 * 1.4826 * float(np.median(away)), 0.05)
     worst = known[away > limit]
     return worst[np.argsort(-np.abs(residuals[worst] - np.median(residuals[known])), kind="stable")]
 

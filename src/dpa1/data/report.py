@@ -8,6 +8,7 @@ from typing import Any
 
 from dpa1.errors import UserError, did_you_mean
 
+LISTED = 12  # sources named one by one
 UNITS = {
     "energy": "eV",
     "forces": "eV/Å",
@@ -87,11 +88,11 @@ class LabelReport:
     def __str__(self) -> str:
         return "\n".join(str(source) for source in self.sources)
 
-    def shortened(self, most: int = 12) -> str:
-        """As printed, but with at most ``most`` sources; the rest is summed up in one line."""
-        lines = [str(source) for source in self.sources[:most]]
-        if len(self.sources) > most:
-            rest = self.sources[most:]
+    def shortened(self) -> str:
+        """As printed, but with at most a dozen sources; the rest is summed up in one line."""
+        lines = [str(source) for source in self.sources[:LISTED]]
+        if len(self.sources) > LISTED:
+            rest = self.sources[LISTED:]
             lines.append(f"… and {len(rest)} more with {sum(source.frames for source in rest)} frames")
         return "\n".join(lines)
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from dpa1.config.model import ModelConfig
 from dpa1.kernels import dispatch
 
+WASTE = 0.15  # padded share of a block, at most
+
 
 @dataclass(frozen=True)
 class RowPlan:
@@ -49,10 +51,10 @@ class Rows:
     unfilled_slots: Tensor
 
 
-def plan_rows(centre: Tensor, n_atoms: int, max_slots: int = 0, waste: float = 0.15) -> Iterator[RowPlan]:
+def plan_rows(centre: Tensor, n_atoms: int, max_slots: int = 0) -> Iterator[RowPlan]:
     """Group atoms of similar neighbour number into padded blocks.
 
-    centre (P,) sorted; ``max_slots`` bounds n·K of a block (0: no bound), ``waste`` the padded fraction of a block.
+    centre (P,) sorted; ``max_slots`` bounds n·K of a block (0: no bound).
     Every atom appears in exactly one block; one without neighbours gets one empty slot.
     """
     counts = torch.bincount(centre, minlength=n_atoms)
@@ -67,7 +69,7 @@ def plan_rows(centre: Tensor, n_atoms: int, max_slots: int = 0, waste: float = 0
         # A block grows while its padding stays small, or while it is too small to be worth splitting.
         many = np.arange(1, min(limit, n_atoms - begin) + 1)
         grown = total[begin + 1 : begin + len(many) + 1] - total[begin]
-        ends = (width * many * (1.0 - waste) > grown) & (width * (many - 1) > 2048)
+        ends = (width * many * (1.0 - WASTE) > grown) & (width * (many - 1) > 2048)
         end = begin + (int(ends.argmax()) if ends.any() else len(many))
         atoms = order[begin:end]
         slots = torch.arange(width, device=centre.device)

@@ -212,8 +212,8 @@ def _record(fixed: FixedShapes) -> Callable[[], Tensor]:
     return replay
 
 
-def report(device: str) -> list[dict[str, Any]]:
-    """The fixed step on a small crystal in both precisions, as ``dispatch.report`` lists fast paths."""
+def small_system() -> tuple[Potential, Atoms]:
+    """A random small model, its forces of the size of real ones, and a distorted crystal: what checks are made with."""
     from ase.build import bulk
 
     from dpa1.config.model import ModelConfig
@@ -225,6 +225,12 @@ def report(device: str) -> list[dict[str, Any]]:
     potential.descriptor.scale.fill_(0.03)
     atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
     atoms.rattle(0.1, seed=0)
+    return potential, atoms
+
+
+def report(device: str) -> list[dict[str, Any]]:
+    """The fixed step on a small crystal in both precisions, as ``dispatch.report`` lists fast paths."""
+    potential, atoms = small_system()
     found = []
     for precision in ("float32", "float64"):
         calculator = potential.calculator(dtype=precision, device=device, fixed_shapes=True)

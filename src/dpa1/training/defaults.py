@@ -11,13 +11,13 @@ from dpa1.config.training import BATCH_ATOMS, BUDGETS, LossConfig
 from dpa1.data.dataset import Dataset
 from dpa1.data.table import FrameTable
 from dpa1.errors import UserError, counted
+from dpa1.training.loss import LABELS
 
 VALIDATED = 20  # frames from which a part is held out for validation
 FEW = 30  # frames below which most weights stay
 RATE = 3e-3
 MANY_RATE = 3e-4  # for few frames of many compositions, which tell little of each
 EPOCH = 8  # steps that see every one of few frames once, at least: many small steps learn more from them
-LABEL = {"energy": "energy", "force": "forces", "virial": "virial"}
 
 
 def hold_out(config: RunConfig, frames: int) -> tuple[RunConfig, str]:
@@ -78,7 +78,7 @@ def choose(config: RunConfig, train: Dataset, replayed: Dataset | None = None) -
     if "loss" not in config.model_fields_set:
         config = config.model_copy(update={"loss": _loss(train, replayed)})
         who = "the frames have" if replayed is None else "the new frames or those replayed have"
-        lines.append(f"loss: {', '.join(LABEL[term] for term in config.loss.terms)}, which {who}")
+        lines.append(f"loss: {', '.join(LABELS[term] for term in config.loss.terms)}, which {who}")
     return config, lines
 
 
@@ -116,7 +116,7 @@ def own_loss(config: RunConfig, train: Dataset, replayed: Dataset | None) -> Los
     if replayed is None:
         return config.loss
     own, other = train.coverage, replayed.coverage
-    lacking = [term for term in config.loss.terms if not own[LABEL[term]] and other[LABEL[term]]]
+    lacking = [term for term in config.loss.terms if not own[LABELS[term]] and other[LABELS[term]]]
     found = config.loss.model_copy(update=dict.fromkeys(lacking, (0.0, 0.0)))
     return found if found.terms else config.loss
 
@@ -129,8 +129,8 @@ def _loss(train: Dataset, replayed: Dataset | None) -> LossConfig:
     own, usual = train.coverage, LossConfig()
     coverage = own if replayed is None else {label: n + replayed.coverage[label] for label, n in own.items()}
     weights = {"energy": usual.energy, "force": usual.force, "virial": (0.1, 1.0)}
-    values = {term: weight if coverage[LABEL[term]] else (0.0, 0.0) for term, weight in weights.items()}
-    if not any(own[LABEL[term]] for term in ("energy", "force")):
+    values = {term: weight if coverage[LABELS[term]] else (0.0, 0.0) for term, weight in weights.items()}
+    if not any(own[LABELS[term]] for term in ("energy", "force")):
         keys = sorted(set().union(*(source.keys for source in train.report.sources)))
         there = f" (keys in the files: {', '.join(keys[:20])})" if keys else ""
         raise UserError(
