@@ -71,7 +71,8 @@ def write_page(args: argparse.Namespace) -> None:
     force = curves(rows, QUANTITIES[0][0])
     plot(rows, args.output / "sample-efficiency.png")
     parts = [INTRODUCTION.format(base=args.base, seeds=len(args.seeds)), "![Learning curves](sample-efficiency.png)\n"]
-    parts += ["## Frames saved at equal force error\n", summary(force)]
+    parts += ["## Frames saved at equal force error\n", SAVED, summary(force)]
+    parts += [SAVED_LONGER, summary(tuned([*rows, *longer], longer))] if longer else []
     for task in TASKS:
         parts += [f"## {task.name}\n", f"{task.what[0].upper()}{task.what[1:]}.\n", task_table(rows, task.name)]
     parts += ["## Learning rates and methods tried\n", trial_table([*rows, *trials])]
@@ -84,6 +85,14 @@ def write_page(args: argparse.Namespace) -> None:
     (args.output / "sample-efficiency.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
 
+SAVED = """Frames that training from scratch needs for the force RMSE that fine-tuning reaches with n frames, over n
+(interpolated between sizes). `>`: more than all frames of the curve; `<`: fewer than its smallest set.
+
+With the same, short number of steps in both arms (medians over seeds):
+"""
+SAVED_LONGER = """With the better of this number of steps and three times as many, chosen for each arm and size by itself (seed 1; from scratch with more
+than 64 frames the short runs alone):
+"""
 INTRODUCTION = """# Sample efficiency: from scratch and from the pretrained model
 
 Force and energy errors on the test split of five tasks that are in none of the pretraining data, after training from scratch
@@ -99,17 +108,30 @@ arms. *Zero-shot* is the pretrained model with its energy bias refitted to 8 fra
 
 def summary(force: dict[tuple[str, str], Curve]) -> str:
     """Factor per task and size."""
-    sizes = sorted({n for curve in force.values() for n in curve if n != ZERO})
+    sizes = sorted({n for (_, arm), curve in force.items() for n in curve if n != ZERO and arm == ARMS[1]})
     body = []
     for task in TASKS:
         found = factors(force[task.name, "scratch"], force[task.name, "finetune"])
         cells = [f"{found[n][1]} {found[n][0]:.1f}".strip() if n in found else "–" for n in sizes]
         body.append([task.name, *cells])
-    return (
-        "Frames that training from scratch needs for the force RMSE that fine-tuning reaches with n frames, over n "
-        "(medians over seeds, interpolated between sizes). `>`: more than all frames of the curve; `<`: fewer than its "
-        "smallest set.\n\n" + table(["task", *(f"n = {n}" for n in sizes)], body)
-    )
+    return table(["task", *(f"n = {n}" for n in sizes)], body)
+
+
+def tuned(rows: Sequence[dict[str, Any]], longer: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Curve]:
+    """Force errors of the first seed with the better number of steps, for each arm; fine-tuned where both lengths were run."""
+    both = {_place(row) for row in longer}
+    found: dict[tuple[str, str], Curve] = defaultdict(dict)
+    for row in rows:
+        task, arm, frames = _place(row)
+        if row["seed"] != 1 or (arm == ARMS[1] and (task, arm, frames) not in both):
+            continue
+        known = found[task, arm].get(frames, [np.inf])[0]
+        found[task, arm][frames] = [min(known, row[QUANTITIES[0][0]])]
+    return found
+
+
+def _place(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["task"], row["arm"], row["frames"]
 
 
 def task_table(rows: Sequence[dict[str, Any]], task: str) -> str:
