@@ -20,7 +20,7 @@ from ase.io import write
 
 from dpa1.analysis.evaluate import evaluate
 from dpa1.config.run import config_from
-from dpa1.data.dataset import ListDataset
+from dpa1.data.dataset import Dataset, ListDataset
 from dpa1.data.overlap import overlap
 from dpa1.data.read import iter_frames
 from dpa1.errors import RunError, UserError
@@ -114,6 +114,42 @@ def distill(
     if potential is not None:
         for frame in frames:
             check_elements(frame, potential)
+    rest, held = _split(frames, seed)
+    rng = np.random.default_rng([seed, 0xA06])
+    copies = [_moved(frame, rng, rattle, strain) for frame in rest for _ in range(augment)]
+    parts = {"train": [*rest, *copies], "test": list(held)}
+    labelled = _labelled(calculator, parts, progress or (lambda done, total: None))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in labelled.items():
+        write(folder / f"{name}.xyz", [to_ase(frame) for frame in part], format="extxyz")
+    virial = any(frame.virial is not None for frame in labelled["train"])  # frames without a volume have none
+    values = {
+        "data": {name: str(folder / f"{name}.xyz") for name in labelled},
+        "model": {
+            "size": size,
+            "attention_layers": 0,
+            "cutoff": cutoff if cutoff is not None else potential.cutoff if potential else 6.0,
+        },
+        "training": {"steps": steps},
+        "loss": {"virial": [0.1, 1.0]} if virial else {},
+        "output": str(folder),
+        "seed": seed,
+    }
+    run = train(config_from(values, "distillation"), quiet=quiet)
+    own = [
+        (mine, f.replace(level=None))
+        for mine, f in zip(labelled["test"], held, strict=True)
+        if (f.energy is not None or f.forces is not None) and (f.level is None or level is None or f.level == level)
+    ]
+    twice = len(frames) - len(rest) - len(held)
+    notes = [f"{twice} of {len(frames)} structures were given twice and count once"] if twice else []
+    result = _compared(run, calculator, potential is not None, labelled["test"], own, notes)
+    (folder / "distilled.json").write_text(json.dumps(_record(result), indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _split(frames: list[Frame], seed: int) -> tuple[Dataset, Dataset]:
+    """The different structures, those for the student to learn and those held back."""
     data = ListDataset(frames)
     different = [k for first, k in overlap(data, data) if first == k]
     if len(different) < FEWEST:
@@ -126,64 +162,44 @@ def distill(
         raise UserError(
             f"{held[0].name}: no other structure has {', '.join(lonely)}, so it cannot be held back; give more with it"
         )
-    rng = np.random.default_rng([seed, 0xA06])
-    copies = [_moved(frame, rng, rattle, strain) for frame in rest for _ in range(augment)]
-    parts, total, done = {"train": [*rest, *copies], "test": list(held)}, len(different) + len(copies), 0
-    labelled: dict[str, list[Frame]] = {name: [] for name in parts}
+    return rest, held
+
+
+def _labelled(
+    calculator: BaseCalculator, parts: dict[str, list[Frame]], progress: Callable[[int, int], None]
+) -> dict[str, list[Frame]]:
+    """The same frames with the teacher's labels."""
+    total = sum(map(len, parts.values()))
+    found: dict[str, list[Frame]] = {name: [] for name in parts}
     for name, part in parts.items():
         for frame in part:
-            labelled[name].append(label(calculator, frame))
-            done += 1
-            if progress:
-                progress(done, total)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, part in labelled.items():
-        write(folder / f"{name}.xyz", [to_ase(frame) for frame in part], format="extxyz")
-    virial = any(frame.virial is not None for frame in labelled["train"])  # frames without a volume have none
-    run = train(
-        config_from(
-            {
-                "data": {"train": str(folder / "train.xyz"), "test": str(folder / "test.xyz")},
-                "model": {
-                    "size": size,
-                    "attention_layers": 0,
-                    "cutoff": cutoff if cutoff is not None else potential.cutoff if potential else 6.0,
-                },
-                "training": {"steps": steps},
-                "loss": {"virial": [0.1, 1.0]} if virial else {},
-                "output": str(folder),
-                "seed": seed,
-            },
-            "distillation",
-        ),
-        quiet=quiet,
-    )
+            found[name].append(label(calculator, frame))
+            progress(sum(map(len, found.values())), total)
+    return found
+
+
+def _compared(
+    run: RunResult,
+    teacher: BaseCalculator,
+    repeat: bool,
+    test: list[Frame],
+    own: list[tuple[Frame, Frame]],
+    notes: list[str],
+) -> Distilled:
+    """The student next to its teacher: errors against it, those of both against ``own`` labels, and their speeds.
+
+    own: (frame as the teacher labelled it, frame as given).  repeat: small structures are repeated for the timing.
+    """
     student = load_potential(run.model)
-    own = [
-        (mine, f.replace(level=None))
-        for mine, f in zip(labelled["test"], held, strict=True)
-        if (f.energy is not None or f.forces is not None) and (f.level is None or level is None or f.level == level)
-    ]
-    fast: dict[str, BaseCalculator] = {"teacher": calculator, "student": student.calculator()}
-    notes = [f"{len(frames) - len(different)} of {len(frames)} structures were given twice and count once"]
-    notes = notes if len(different) < len(frames) else []
+    fast: dict[str, BaseCalculator] = {"teacher": teacher, "student": student.calculator()}
     try:
         fast["tabulated"] = student.calculator(tabulate=True)
     except RunError as error:
-        notes.append(f"no tables: {error}")
-    seconds, atoms = speeds(fast, labelled["test"], repeat=potential is not None)
-    result = Distilled(
-        run.model,
-        run,
-        evaluate(student, labelled["test"]),
-        _errors_of([mine for mine, _ in own], [frame for _, frame in own]) if own else {},
-        evaluate(student, [frame for _, frame in own]) if own else {},
-        seconds,
-        atoms,
-        tuple(notes),
-    )
-    (folder / "distilled.json").write_text(json.dumps(_record(result), indent=2) + "\n", encoding="utf-8")
-    return result
+        notes = [*notes, f"no tables: {error}"]
+    seconds, atoms = speeds(fast, test, repeat=repeat)
+    against = _errors_of([mine for mine, _ in own], [frame for _, frame in own]) if own else {}
+    mine = evaluate(student, [frame for _, frame in own]) if own else {}
+    return Distilled(run.model, run, evaluate(student, test), against, mine, seconds, atoms, tuple(notes))
 
 
 def _frames(structures: str | Path | Iterable[Frame | Atoms]) -> list[Frame]:

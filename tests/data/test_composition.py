@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpa1.data.composition import fit_composition, isolated_energies
+from dpa1.data.composition import fit_composition, non_periodic_atoms
 from dpa1.data.dataset import open_dataset
 from dpa1.errors import UserError
 from tests.data.common import FILES
@@ -56,7 +56,7 @@ def test_a_tied_group_may_be_known_in_more_than_one_combination():
 
 def test_isolated_atoms_decide():
     dataset = open_dataset(FILES / "bpa.xyz")
-    alone = isolated_energies(dataset.table)
+    alone = non_periodic_atoms(dataset.table)
     assert alone["O"] == pytest.approx(-2041.9816, abs=1e-3)
     fit = fit_composition(dataset, fixed=alone)
     assert fit.bias.tolist() == [alone[e] for e in fit.elements]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 
-from dpa1.data.composition import fit_composition, isolated, isolated_energies
+from dpa1.data.composition import fit_composition, isolated, non_periodic_atoms
 from dpa1.data.dataset import Dataset, Sources, open_dataset
 from dpa1.data.evidence import Duplicates, judge_virial, outliers
 from dpa1.data.forecast import forecast
@@ -258,7 +258,7 @@ def _energies(dataset: Dataset, result: CheckResult) -> None:
         "outliers": len(strange),
         "worst": [{"frame": dataset[int(numbers[k])].name, "residual": float(residuals[k]) - centre}
                   for k in strange[:SHOWN]],
-        "isolated_atoms": isolated_energies(table),
+        "isolated_atoms": non_periodic_atoms(table),
     }  # fmt: skip
     result.facts["composition"] = {
         "rank": fit.rank,

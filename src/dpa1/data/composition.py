@@ -97,7 +97,7 @@ def fit_composition(
     data: a dataset, its table, frames, or (counts (F, E), energies (F,)) with ``elements`` naming the columns.
     elements: symbols in the order of the result; those that occur when not given.
     ridge: relative to the mean diagonal of the normal matrix, pulls all biases towards the mean energy per atom.
-    fixed: element → eV, held; e.g. ``isolated_energies(table)``.
+    fixed: element → eV, held; e.g. ``non_periodic_atoms(table)``.
     weights: of the squared residuals; for (counts, energies) only, of which all are finite.
 
     Raises
@@ -218,7 +218,7 @@ def isolated(table: FrameTable) -> np.ndarray:
     return (table.n_atoms == 1) & (table.volume == 0)
 
 
-def isolated_energies(table: FrameTable) -> dict[str, float]:
+def non_periodic_atoms(table: FrameTable) -> dict[str, float]:
     """Element → energy (eV) of its isolated atom, the first where there are several."""
     chosen = table.take(np.flatnonzero(isolated(table) & np.isfinite(table.energy)))
     found: dict[str, float] = {}

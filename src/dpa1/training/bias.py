@@ -72,7 +72,7 @@ class Pins:
         return potential(self.atoms) - potential.energy_bias[self.level, self.index]
 
 
-def isolated_energies(dataset: Dataset, config: RunConfig, levels: Sequence[str]) -> list[dict[str, float]]:
+def pinned_energies(dataset: Dataset, config: RunConfig, levels: Sequence[str]) -> list[dict[str, float]]:
     """Per level, element symbol → labelled energy (eV) of the single-atom frames whose atom sees nobody, images included.
 
     The first such frame of an element counts; elements with a given bias or excluded from the energy are left out.

@@ -189,7 +189,7 @@ class Finetune:
 
     def isolated(self) -> list[dict[str, float]]:
         """Per level the isolated atoms to hold exact; those of the base's own levels stay as they are."""
-        found = bias.isolated_energies(self.data.train, self.config, self.levels)
+        found = bias.pinned_energies(self.data.train, self.config, self.levels)
         return [values if level == self.target else {} for level, values in zip(self.levels, found, strict=True)]
 
     @torch.no_grad()

@@ -65,7 +65,7 @@ class FromScratch:
 
     def isolated(self) -> list[dict[str, float]]:
         """Per level the isolated atoms to hold exact."""
-        return bias.isolated_energies(self.data.train, self.config, self.data.levels)
+        return bias.pinned_energies(self.data.train, self.config, self.data.levels)
 
     def begin(self, potential: Potential, train: Loader, pins: bias.Pins | None, world: World,
               valid: tuple[Loader, list[np.ndarray]] | None) -> str:  # fmt: skip
