@@ -159,7 +159,10 @@ def _check_folder(folder: Path, resume: bool, world: World) -> None:
     if world.agree(world.main and bool(mine) and not holds and not resume):
         raise UserError(f"{folder}: holds {', '.join(mine)} already, which a run would replace; choose another output")
     if resume and not holds:
-        raise UserError(f"{folder}: holds no run to resume; drop --resume, or give the output folder of the run")
+        raise UserError(
+            f"{folder.absolute()}: holds no run to resume; call from the folder the run was started in, give its output folder, or "
+            "drop --resume to start it"
+        )
 
 
 def _enter_folder(folder: Path, resume: bool, world: World, report: Report, held: ExitStack) -> None:
