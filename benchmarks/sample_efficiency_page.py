@@ -71,8 +71,9 @@ def write_page(args: argparse.Namespace) -> None:
     force = curves(rows, QUANTITIES[0][0])
     plot(rows, args.output / "sample-efficiency.png")
     parts = [INTRODUCTION.format(base=args.base, seeds=len(args.seeds)), "![Learning curves](sample-efficiency.png)\n"]
-    parts += ["## Frames saved at equal force error\n", SAVED, summary(force)]
+    parts += ["## Frames saved at equal force error\n", SAVED]
     parts += [SAVED_LONGER, summary(tuned([*rows, *longer], longer))] if longer else []
+    parts += [SAVED_SHORT, summary(force)]
     for task in TASKS:
         parts += [f"## {task.name}\n", f"{task.what[0].upper()}{task.what[1:]}.\n", task_table(rows, task.name)]
     parts += ["## Learning rates and methods tried\n", trial_table([*rows, *trials])]
@@ -87,11 +88,12 @@ def write_page(args: argparse.Namespace) -> None:
 
 SAVED = """Frames that training from scratch needs for the force RMSE that fine-tuning reaches with n frames, over n
 (interpolated between sizes). `>`: more than all frames of the curve; `<`: fewer than its smallest set.
-
-With the same, short number of steps in both arms (medians over seeds):
 """
-SAVED_LONGER = """With the better of this number of steps and three times as many, chosen for each arm and size by itself (seed 1; from scratch with more
-than 64 frames the short runs alone):
+SAVED_LONGER = """With the number of steps chosen for each arm and size by itself, the better of that below and three times as many (seed 1; from scratch
+with more than 64 frames the short runs alone):
+"""
+SAVED_SHORT = """With the same number of steps in both arms, 10–60 s of one core (medians over seeds). Where more steps help training from scratch
+more, as in water, these factors are too good:
 """
 INTRODUCTION = """# Sample efficiency: from scratch and from the pretrained model
 
@@ -100,8 +102,8 @@ and after fine-tuning `{base}`. Both arms have the same architecture, frames, ba
 schedule; for each task and arm the learning rate, and for fine-tuning the method, is the best, or within 5 % of the best, of
 those tried with 4 frames (for up to 4), with 8 (for 8 and 16), with 32 (for 32 and 64) and with 128 (for more); below is what
 was tried. Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in brackets where there
-is more than one. The runs are short (10–60 s of one core), so the curves flatten where the number of steps limits them, not the
-number of frames. Energies carry a per-element bias fitted to the training frames in both
+is more than one. The runs of the curves are short (10–60 s of one core), so they flatten where the number of steps limits them, not the
+number of frames; three times as many steps were tried with seed 1, at the same learning rates ("More steps"). Energies carry a per-element bias fitted to the training frames in both
 arms. *Zero-shot* is the pretrained model with its energy bias refitted to 8 frames, nothing else changed.
 """
 

@@ -82,11 +82,11 @@ def finetune(
     _check_own(values, base, data, where)
     share = float(valid) if isinstance(valid, int | float) else _paths(valid)
     parts = {"train": _paths(data), "valid": share, "test": _paths(test)}
-    values["data"] = {**(values.get("data") or {}), **_given(parts)}
+    values["data"] = {**_section(values, "data", where), **_given(parts)}
     asked = {"base": str(base), "method": method, "level": level, "new_level": new_level, "replay": replay}
-    values["finetune"] = {**(values.get("finetune") or {}), **_given(asked)}
+    values["finetune"] = {**_section(values, "finetune", where), **_given(asked)}
     chosen = _given({"steps": steps, "learning_rate": learning_rate})
-    values["training"] = {**(values.get("training") or {}), **chosen}
+    values["training"] = {**_section(values, "training", where), **chosen}
     folder = None if output is None else str(output)
     values = {"output": OUTPUT, **values, **_given({"output": folder, "seed": seed})}
     complete = config_from(values, where)
@@ -98,10 +98,17 @@ def finetune(
     return train(complete, quiet=quiet)
 
 
+def _section(values: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    section = values.get(name) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{where}: '{name}' holds keys and values, not {section!r}")
+    return section
+
+
 def _check_own(values: dict[str, Any], base: str | Path, data: Paths, where: str) -> None:
     """A configuration beside the call names no other base and no other training data, which could never be used."""
     for section, key, own in (("finetune", "base", str(base)), ("data", "train", _paths(data))):
-        named = (values.get(section) or {}).get(key)
+        named = _section(values, section, where).get(key)
         if named is not None and named != own and [named] != own:
             raise UserError(
                 f"{where}: '{section}.{key}' is {named}, the call says {own}; remove it from the configuration"

@@ -516,6 +516,7 @@ def test_files_that_a_run_would_replace_are_refused(base, data, tmp_path):
     [
         ({"data": {"train": "other.xyz"}}, ("'data.train' is other.xyz", "new.xyz", "remove it")),
         ({"finetune": {"base": "pbe"}}, ("'finetune.base' is pbe", "base.dpa1", "remove it")),
+        ({"data": "other.xyz"}, ("'data' holds keys and values, not 'other.xyz'",)),
     ],
 )
 def test_what_the_call_contradicts_is_refused(base, data, tmp_path, own, words):
