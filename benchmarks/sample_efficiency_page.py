@@ -89,8 +89,8 @@ def write_page(args: argparse.Namespace) -> None:
 SAVED = """Frames that training from scratch needs for the force RMSE that fine-tuning reaches with n frames, over n
 (interpolated between sizes). `>`: more than all frames of the curve; `<`: fewer than its smallest set.
 """
-SAVED_LONGER = """With the number of steps chosen for each arm and size by itself, the better of that below and three times as many (seed 1; from scratch
-with more than 64 frames the short runs alone):
+SAVED_LONGER = """With the number of steps chosen for each arm and size by itself, the better of that below and three times as many
+(seed 1, up to 64 frames):
 """
 SAVED_SHORT = """With the same number of steps in both arms, 10–60 s of one core (medians over seeds). Where more steps help training from scratch
 more, as in water, these factors are too good:
@@ -120,12 +120,12 @@ def summary(force: dict[tuple[str, str], Curve]) -> str:
 
 
 def tuned(rows: Sequence[dict[str, Any]], longer: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Curve]:
-    """Force errors of the first seed with the better number of steps, for each arm; fine-tuned where both lengths were run."""
+    """Force errors of the first seed with the better number of steps, for each arm, where both lengths were run."""
     both = {_place(row) for row in longer}
     found: dict[tuple[str, str], Curve] = defaultdict(dict)
     for row in rows:
         task, arm, frames = _place(row)
-        if row["seed"] != 1 or (arm == ARMS[1] and (task, arm, frames) not in both):
+        if row["seed"] != 1 or (task, arm, frames) not in both:
             continue
         known = found[task, arm].get(frames, [np.inf])[0]
         found[task, arm][frames] = [min(known, row[QUANTITIES[0][0]])]
