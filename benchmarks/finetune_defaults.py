@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common import DATASETS, errors, machine, save, table
-from sample_efficiency import TASKS, Task, frames_of
+from sample_efficiency import TASKS, Task, lay_out
 
 FRAMES = 8
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -44,20 +44,13 @@ class Run:
 
 def do(run: Run, data: Path, base: str, work: Path) -> None:
     """Fine-tune on one thread and write ``result.json``."""
-    import numpy as np
     import torch
 
     import dpa1
 
     torch.set_num_threads(1)
     folder = work / run.name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    every, test = frames_of(run.task, data)
-    (folder / "train.xyz").write_text(
-        "".join(every[i] for i in np.random.default_rng(run.seed).permutation(len(every))[:FRAMES])
-    )
-    (folder / "test.xyz").write_text("".join(test))
+    lay_out(run.task, FRAMES, run.seed, data, folder)
     values = {
         "data": {"train": str(folder / "train.xyz")},
         "training": {"threads": 1, "device": "cpu", **VARIANTS[run.variant]},

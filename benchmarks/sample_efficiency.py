@@ -140,6 +140,19 @@ def frames_of(task: Task, data: Path) -> tuple[list[str], list[str]]:
     return train, test[:: max(1, len(test) // task.test_frames)][: task.test_frames]
 
 
+def lay_out(task: Task, frames: int, seed: int, data: Path, folder: Path) -> int:
+    """A new ``folder`` with ``train.xyz``, the frames the seed draws, and ``test.xyz``; returns how many test frames."""
+    import numpy as np
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    every, test = frames_of(task, data)
+    chosen = np.random.default_rng(seed).permutation(len(every))[:frames]
+    (folder / "train.xyz").write_text("".join(every[i] for i in chosen))
+    (folder / "test.xyz").write_text("".join(test))
+    return len(test)
+
+
 def texts(path: Path) -> list[str]:
     """The frames of an extended XYZ file, uncut and unread."""
     with gzip.open(path, "rt") as file:
@@ -161,7 +174,6 @@ def formula(frame: str) -> str:
 
 def do(run: Run, data: Path, base: str, work: Path) -> dict[str, Any]:
     """Train or fine-tune, evaluate, write ``result.json``; the files of the run itself are removed."""
-    import numpy as np
     import torch
 
     import dpa1
@@ -170,15 +182,9 @@ def do(run: Run, data: Path, base: str, work: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     folder = work / run.name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    every, test = frames_of(run.task, data)
-    order = np.random.default_rng(run.seed).permutation(len(every))
     zero_shot = run.frames == ZERO
     # Without a step the frames serve the energy bias only.
-    chosen = order[: BIAS_FRAMES if zero_shot else run.frames]
-    (folder / "train.xyz").write_text("".join(every[i] for i in chosen))
-    (folder / "test.xyz").write_text("".join(test))
+    test_frames = lay_out(run.task, BIAS_FRAMES if zero_shot else run.frames, run.seed, data, folder)
     potential = dpa1.load(base)
     potential.replay = []  # what is forgotten is measured elsewhere
     settings = dict(run.settings)
@@ -207,7 +213,7 @@ def do(run: Run, data: Path, base: str, work: Path) -> dict[str, Any]:
     metrics = dpa1.evaluate(dpa1.load(str(result.model)), dpa1.read(str(folder / "test.xyz")))
     row = {
         "task": run.task.name, "arm": run.arm, "frames": run.frames, "seed": run.seed, "steps": run.steps,
-        **run.settings, "test_frames": len(test),
+        **run.settings, "test_frames": test_frames,
         "energy_rmse_meV_atom": round(1e3 * metrics["energy_rmse"], 3),
         "energy_mae_meV_atom": round(1e3 * metrics["energy_mae"], 3),
         "force_rmse_meV_A": round(1e3 * metrics["force_rmse"], 2),

@@ -33,6 +33,7 @@ class FromScratch:
         self.config, self.start, self.initial = config, start, None if start else initial
         self.data = open_checked(config)
         self.begun = None if self.initial is None else continued(self.initial, config.model, self.data)
+        self._isolated = bias.pinned_energies(self.data.train, config, self.data.levels)
         self.lines: list[str] = []
 
     def model(self) -> Potential:
@@ -55,7 +56,7 @@ class FromScratch:
             mean = potential.config.mean_neighbors or potential.config.sel
             self.lines += [
                 f"neighbors within {potential.cutoff:g} Å: at most {most}; contraction divided by {mean:g}",
-                bias.initialise(potential, data.train, config, self.isolated()),
+                bias.initialise(potential, data.train, config, self._isolated),
             ]
         parameters = sum(p.numel() for p in potential.parameters())
         self.lines.append(
@@ -65,7 +66,7 @@ class FromScratch:
 
     def isolated(self) -> list[dict[str, float]]:
         """Per level the isolated atoms to hold exact."""
-        return bias.pinned_energies(self.data.train, self.config, self.data.levels)
+        return self._isolated
 
     def begin(self, potential: Potential, train: Loader, pins: bias.Pins | None, world: World,
               valid: tuple[Loader, list[np.ndarray]] | None) -> str:  # fmt: skip
