@@ -437,6 +437,16 @@ def test_a_worse_model_is_called_worse(force, energy, named):
     assert f"test data's {named} errors" in said or not named
 
 
+@pytest.mark.parametrize(("after", "named"), [(0.1, ""), (0.25, "2.5 times"), (np.nan, "")])
+def test_what_the_base_forgot_is_said(after, named):
+    def errors(force):
+        return {"force_rmse": force, "energy_rmse": 0.1, "virial_rmse": np.nan, "n_frames": 3}
+
+    said = finetune.table(Change("pbe", "lora", {}, forgotten={"before": errors(0.1), "after": errors(after)}))
+    assert ("note" in said) is bool(named)
+    assert named in said
+
+
 def test_test_frames_that_choose_the_best_model_are_pointed_out(base, data, tmp_path):
     both = tmp_path / "test.xyz"
     result, _ = tune(base, data, tmp_path, valid=both, test=both)

@@ -29,6 +29,7 @@ NEW_LEVEL = "finetuned"
 KEPT = ("trained_elements", "licence")  # of what a base says about itself
 # With replay, one in so many frames of each level in the replay set is left out of training, to measure forgetting.
 MEASURED = 4
+FORGOTTEN = 1.2  # times the base's force error on its replay set, from which on it is said
 
 
 @dataclass
@@ -298,7 +299,19 @@ def table(change: Change) -> str:
         lines.append(f"{title:<12}{who:<22}{errors['n_frames']:>8}{cells}")
     if change.forgotten:
         lines.append("replay set: frames the base was trained on, with the base's energy bias")
+        lines += _forgotten(change.forgotten)
     return "\n".join([*lines, *_worse(change)])
+
+
+def _forgotten(errors: dict[str, dict[str, Any]]) -> list[str]:
+    """A line where the force error on the replay set grew to more than ``FORGOTTEN`` times that of the base."""
+    before, after = (errors[when]["force_rmse"] for when in ("before", "after"))
+    if not after > FORGOTTEN * before:
+        return []
+    return [
+        f"note: on data like the base's own the force error is {after / before:.1f} times that of the base; where that matters, "
+        "a larger --replay keeps more of what the base knew"
+    ]
 
 
 def _worse(change: Change) -> list[str]:
