@@ -10,12 +10,13 @@ import yaml
 from ase.io import write
 from typer.testing import CliRunner
 
+import dpa1
 from dpa1.cli.train import register
 from dpa1.config.run import load_config
 from dpa1.errors import UserError
 from dpa1.model.file import load_model
 from dpa1.training.run import train
-from tests.training.toy import emt_frames, toy_config
+from tests.training.toy import emt_frames, labelled, toy_config
 
 
 def rows(folder):
@@ -183,6 +184,31 @@ def test_an_element_with_a_place_but_no_data_counts_as_unseen(tmp_path):
     atoms.numbers[0] = 28
     with pytest.raises(UserError, match="does not know Ni; it knows Al, Cu"):
         potential.calculator().get_potential_energy(atoms)
+
+
+def test_a_new_level_gets_the_energies_of_its_own_elements_rare_ones_too(tmp_path):
+    model = load_model(train(toy_config(tmp_path), quiet=True).model)
+    frames = emt_frames(60, seed=9, elements=("Cu",))
+    frames[7].numbers[0] = 13
+    for atoms in map(labelled, frames):
+        atoms.calc.results["energy"] += -700.0 * (atoms.numbers == 29).sum() - 50.0 * (atoms.numbers == 13).sum()
+    write(tmp_path / "far.xyz", frames)
+    data = {
+        "train": [
+            {"path": str(tmp_path / f"{name}.xyz"), "level": level}
+            for name, level in (("far", "far"), ("train", "default"))
+        ]
+    }
+    config = toy_config(
+        tmp_path,
+        data=data,
+        training={"steps": 1, "learning_rate": 1e-30},
+        loss={"kind": "huber"},
+        output=str(tmp_path / "new"),
+    )
+    run = train(config, quiet=True, initial=model)
+    errors = dpa1.evaluate(load_model(run.model), dpa1.read(str(tmp_path / "far.xyz")), level="far")
+    assert errors["energy_mae"] < 0.2
 
 
 def test_a_run_may_start_from_a_model(tmp_path):

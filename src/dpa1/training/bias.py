@@ -194,6 +194,38 @@ def refit(
     return "\n".join([*lines, *filled])
 
 
+def fit_levels(
+    potential: Potential,
+    dataset: Dataset,
+    config: RunConfig,
+    loader: Loader,
+    pins: Pins | None,
+    world: World,
+    levels: Sequence[str],
+) -> None:
+    """Shift the bias of levels that began as copies of another by the least-squares fit of label − prediction.
+
+    ``refit`` holds the bias of a rare element near what it was, which says nothing on another level of theory.
+    """  # fmt: skip
+    for name in levels:
+        level = potential.levels.index(name)
+        chosen = frames_of_level(dataset, potential.levels, level)
+        chosen = chosen[np.isfinite(dataset.table.energy[chosen])]
+        if not len(chosen):
+            continue
+        chosen = chosen[sample(dataset.subset(chosen), config.training.statistics_frames, config.seed)]
+        left = residuals(potential, dataset, chosen, loader, world)
+        held = dict.fromkeys(
+            [*(pins.symbols[level] if pins else ()), *given_bias(config, potential.levels)[level]], 0.0
+        )
+        fit = fit_composition(left, potential.elements, fixed=held)
+        seen = np.array([symbol not in {*fit.absent, *held} for symbol in potential.elements])
+        # Elements that the level does not hold move along, as far as others of it did on average.
+        absent = np.array([symbol in fit.absent for symbol in potential.elements])
+        mean = fit.bias[seen].mean() if seen.any() else 0.0
+        potential.energy_bias[level] += torch.from_numpy(np.where(absent, mean, fit.bias)).to(world.device)
+
+
 def _robust(
     fit: CompositionFit, counts: np.ndarray, energies: np.ndarray, elements: Sequence[str], held: dict[str, float]
 ) -> CompositionFit:

@@ -71,6 +71,9 @@ class FromScratch:
     def begin(self, potential: Potential, train: Loader, pins: bias.Pins | None, world: World,
               valid: tuple[Loader, list[np.ndarray]] | None) -> str:  # fmt: skip
         """Before the first step: take out the constant that the untrained network adds, which energies would learn slowly."""
+        if self.initial is not None:
+            new = [level for level in potential.levels if level not in self.initial.levels]
+            bias.fit_levels(potential, self.data.train, self.config, train, pins, world, new)
         if self.start is None and self.config.training.refit_bias:
             atoms = max(5000, 400 * len(self.data.elements))
             bias.refit(potential, self.data.train, self.config, train, pins, world, atoms=atoms)
