@@ -25,7 +25,8 @@ DESCRIPTION = (
     "pbe: a DPA-1 potential pretrained on open PBE data over the periodic table, a start for fine-tuning. "
     "Level pbe: Materials-Project-like PBE(+U). Level pbe-acwf: non-spin-polarised PBE of the ACWF equations of state. "
     "Level pbe-lps: PBE of lithium thiophosphates. Level agau: PBE or PBEsol of silver-gold alloys. "
-    "Level wb97x: ωB97X/6-31G(d) of one organic molecule of H, C, N and O."
+    "Level wb97x: ωB97X/6-31G(d) of one organic molecule of H, C, N and O. "
+    "Level gfn1-xtb: the semi-empirical GFN1-xTB of 562 molecules, of clusters of them, and of water."
 )
 GOOD_FOR = [
     "the base of a fine-tune: dpa1 finetune pbe DATA --level pbe (crystals, surfaces, liquids) or --level wb97x (molecules)",

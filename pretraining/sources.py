@@ -25,7 +25,7 @@ AT_LEAST = 0.02  # share of the frames of each source
 
 @dataclass(frozen=True)
 class Source:
-    """One data set: its files below the folder of data sets, level of theory, licence, and how it is drawn from.
+    """One data set: its files below the folder of data sets (``here``: below this one), level of theory, licence, and how it is drawn from.
 
     ``held``: files held back as published; without them families are. ``share``: chance of a frame to come from here.
     ``forces``: whether its forces are labels (not zeros by symmetry). ``without``: frames with these elements are not used.
@@ -46,6 +46,10 @@ class Source:
     held_every: int = 1
     misfit: bool = False
     max_virial: float = math.inf
+    here: bool = False
+
+    def path(self, datasets: Path, file: str) -> Path:
+        return (Path(__file__).parent if self.here else datasets) / file
 
 
 MATTERSIM = ("MIT, CC-BY-4.0", "github.com/microsoft/mattersim")
@@ -92,6 +96,10 @@ SOURCES = (
         "acwf-eos", ("acwf_eos_PBE/unaries.xyz.gz", "acwf_eos_PBE/oxides.xyz.gz"), 0.5, MIT,
         "github.com/aiidateam/acwf-verification-scripts", level="pbe-acwf", forces=False,
     ),
+    *(
+        Source(f"xtb-{name}", (f"molecules/{name}.xyz.gz",), share, MIT, "pretraining/molecules of this project", level="gfn1-xtb", here=True)
+        for name, share in (("molecules", 3.0), ("clusters", 1.5), ("water", 1.0))
+    ),
 )  # fmt: skip
 
 
@@ -102,7 +110,7 @@ def prepare(datasets: Path, folder: Path) -> None:
         (folder / part).mkdir(parents=True, exist_ok=True)
     for source in SOURCES:
         parts: dict[str, list[Atoms]] = {"train": [], "valid": []}
-        found = {file: list(iread(datasets / file, ":")) for file in (*source.files, *source.held)}
+        found = {file: list(iread(source.path(datasets, file), ":")) for file in (*source.files, *source.held)}
         found = {
             file: [atoms for atoms in frames if not set(source.without) & set(atoms.symbols)]
             for file, frames in found.items()
