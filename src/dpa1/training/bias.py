@@ -169,11 +169,7 @@ def refit(
     shift = torch.zeros_like(potential.energy_bias)
     for level, name in enumerate(potential.levels):
         title = "energy bias" + (f" of level {name}" if len(potential.levels) > 1 else "")
-        chosen = frames_of_level(dataset, potential.levels, level)
-        chosen = chosen[np.isfinite(dataset.table.energy[chosen])]
-        held = dict.fromkeys(
-            [*(pins.symbols[level] if pins else ()), *given_bias(config, potential.levels)[level]], 0.0
-        )
+        chosen, held = _what_to_fit(potential, dataset, config, pins, level)
         if not len(chosen) or len(held) == len(potential.elements):
             lines.append(f"{title}: nothing to refit")
             fits.append(None)
@@ -209,21 +205,26 @@ def fit_levels(
     """  # fmt: skip
     for name in levels:
         level = potential.levels.index(name)
-        chosen = frames_of_level(dataset, potential.levels, level)
-        chosen = chosen[np.isfinite(dataset.table.energy[chosen])]
+        chosen, held = _what_to_fit(potential, dataset, config, pins, level)
         if not len(chosen):
             continue
         chosen = chosen[sample(dataset.subset(chosen), config.training.statistics_frames, config.seed)]
         left = residuals(potential, dataset, chosen, loader, world)
-        held = dict.fromkeys(
-            [*(pins.symbols[level] if pins else ()), *given_bias(config, potential.levels)[level]], 0.0
-        )
         fit = fit_composition(left, potential.elements, fixed=held)
         seen = np.array([symbol not in {*fit.absent, *held} for symbol in potential.elements])
         # Elements that the level does not hold move along, as far as others of it did on average.
         absent = np.array([symbol in fit.absent for symbol in potential.elements])
         mean = fit.bias[seen].mean() if seen.any() else 0.0
         potential.energy_bias[level] += torch.from_numpy(np.where(absent, mean, fit.bias)).to(world.device)
+
+
+def _what_to_fit(
+    potential: Potential, dataset: Dataset, config: RunConfig, pins: Pins | None, level: int
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Numbers of the frames of a level that have an energy, and its elements whose bias is not shifted (each with 0)."""
+    chosen = frames_of_level(dataset, potential.levels, level)
+    held = [*(pins.symbols[level] if pins else ()), *given_bias(config, potential.levels)[level]]
+    return chosen[np.isfinite(dataset.table.energy[chosen])], dict.fromkeys(held, 0.0)
 
 
 def _robust(
