@@ -203,6 +203,8 @@ def fit_levels(
 
     ``refit`` holds the bias of a rare element near what it was, which says nothing on another level of theory.
     """  # fmt: skip
+    if pins:
+        pins.fold(potential)
     for name in levels:
         level = potential.levels.index(name)
         chosen, held = _what_to_fit(potential, dataset, config, pins, level)
