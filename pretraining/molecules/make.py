@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -166,9 +166,9 @@ def all_smiles() -> list[str]:
     return list(dict.fromkeys(map(Chem.MolToSmiles, read)))
 
 
-def clusters(rng: np.random.Generator, count: int = 160, heavy: int = 12) -> Iterator[Job]:
+def clusters(rng: np.random.Generator, count: int = 160) -> Iterator[Job]:
     """Two to five molecules of the smaller kind, water among them every other time."""
-    small = [smiles for smiles in all_smiles() if sum(letter.isalpha() for letter in smiles) <= heavy // 2]
+    small = [smiles for smiles in all_smiles() if sum(letter.isalpha() for letter in smiles) <= 6]
     for place in range(count):
         chosen = [str(smiles) for smiles in rng.choice(small, int(rng.integers(2, 6)))]
         if place % 2:
@@ -231,7 +231,7 @@ def main() -> None:
         path, start = HERE / f"{name}.xyz.gz", time.monotonic()
         if path.exists():
             continue
-        seeded = [Job(**{**vars(job), "seed": options.seed + 1000 * place}) for place, job in enumerate(jobs)]
+        seeded = [replace(job, seed=options.seed + 1000 * place) for place, job in enumerate(jobs)]
         with ProcessPoolExecutor(options.workers) as pool:
             frames = [frame for found in pool.map(run, seeded) for frame in found]
         with gzip.open(path, "wt", compresslevel=9) as file:
