@@ -252,3 +252,5 @@ def test_a_run_may_start_from_a_model(tmp_path):
     assert torch.equal(after.descriptor.scale, model.descriptor.scale)
     moved = after.fitting.output.weight - model.fitting.output.weight
     assert 0.0 < moved.abs().max() < 1e-3
+    given = go_on(training={**short, "energy_bias": {"Cu": -3.5}}, output=str(tmp_path / "fourth"))
+    assert load_model(given.model).energy_bias[0, model.elements.index("Cu")] == -3.5

@@ -120,14 +120,29 @@ def given_bias(config: RunConfig, levels: Sequence[str]) -> list[dict[str, float
     return [dict(named.get(level, plain)) for level in levels]
 
 
-def initialise(potential: Potential, dataset: Dataset, config: RunConfig, isolated: Sequence[dict[str, float]]) -> str:
-    """Fit each level's bias to its training energies; isolated atoms and given values are held. Returns tables."""
+def set_given(potential: Potential, config: RunConfig) -> list[dict[str, float]]:
+    """Write ``training.energy_bias`` into the potential. Returns it as ``given_bias`` does.
+
+    Raises
+    ------
+    UserError
+        when the potential lacks an element of it, and as ``given_bias``.
+    """
     given = given_bias(config, potential.levels)
     unknown = [symbol for values in given for symbol in values if symbol not in potential.elements]
     if unknown:
         raise UserError(
             f"'training.energy_bias': {', '.join(unknown)} is no element of the model; it has {', '.join(potential.elements)}"
         )
+    for level, values in enumerate(given):
+        for symbol, energy in values.items():
+            potential.energy_bias[level, potential.elements.index(symbol)] = energy
+    return given
+
+
+def initialise(potential: Potential, dataset: Dataset, config: RunConfig, isolated: Sequence[dict[str, float]]) -> str:
+    """Fit each level's bias to its training energies; isolated atoms and given values are held. Returns tables."""
+    given = set_given(potential, config)
     fits: list[CompositionFit | None] = []
     lines: list[str] = []
     for level, name in enumerate(potential.levels):

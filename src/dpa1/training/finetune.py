@@ -201,13 +201,7 @@ class Finetune:
         before = potential.energy_bias[level].cpu().numpy().copy()
         if pins:
             pins.fold(potential)
-        given = bias.given_bias(config, self.levels)[level]
-        for symbol, value in given.items():
-            if symbol not in potential.elements:
-                raise UserError(
-                    f"'training.energy_bias': {symbol} is no element of the model; it has {', '.join(potential.elements)}"
-                )
-            potential.energy_bias[level, potential.elements.index(symbol)] = value
+        given = bias.set_given(potential, config)[level]
         chosen = bias.frames_of_level(data, self.levels, level)
         chosen = chosen[np.isfinite(data.table.energy[chosen])]
         if not len(chosen):

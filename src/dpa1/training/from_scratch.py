@@ -72,6 +72,7 @@ class FromScratch:
               valid: tuple[Loader, list[np.ndarray]] | None) -> str:  # fmt: skip
         """Before the first step: take out the constant that the untrained network adds, which energies would learn slowly."""
         if self.initial is not None:
+            bias.set_given(potential, self.config)
             new = [level for level in potential.levels if level not in self.initial.levels]
             bias.fit_levels(potential, self.data.train, self.config, train, pins, world, new)
         if self.start is None and self.config.training.refit_bias:
