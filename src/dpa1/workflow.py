@@ -65,7 +65,7 @@ def finetune(
     Parameters
     ----------
     base: ``.dpa1`` or DeePMD-kit file, or the name of a shipped model.
-    data, valid, test: what ``dpa1.read`` takes; ``valid`` may be the fraction to hold out.
+    data, valid, test: what ``dpa1.read`` takes; ``valid`` may be the fraction to hold out, 0 for none.
     output: run folder, which must not hold a run; ``finetuned`` unless ``config`` says otherwise.
     method: ``full``, ``freeze``, ``heads`` or ``lora``.
     level: level of theory of the base to start from.  new_level: name of the new data's level.

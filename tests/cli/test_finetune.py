@@ -44,6 +44,9 @@ def test_finetune_takes_a_fraction_and_leaves_replay_out(capsys, base, data, tmp
     assert done.code == 0, done.err
     assert "validation: 3 frames" in done.out
     assert (tmp_path / "there" / "model.dpa1").exists()
+    done = call(capsys, "finetune", base, data, "--output", tmp_path / "all", "--valid", 0, "--steps", 2)
+    assert done.code == 0, done.err
+    assert "training: 12 frames" in done.out
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert_refused(call(capsys, "finetune", base, data, "--config", tmp_path / "list.yaml"), "holds no sections")
 

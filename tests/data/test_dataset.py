@@ -66,9 +66,11 @@ def test_data_section():
 
     parts = open_data(section(train=str(FILES / "oxides.xyz"), test=[str(FILES / "bpa.xyz")]), seed=1)
     assert (len(parts.train), len(parts.valid), len(parts.test)) == (30, 3, 8)
-    assert open_data(section(train=str(FILES / "oxides.xyz"), valid=None), seed=1)[1:] == (None, None, [], 0)
+    for none in (None, 0, 0.0):
+        assert open_data(section(train=str(FILES / "oxides.xyz"), valid=none), seed=1)[1:] == (None, None, [], 0)
     for values, sentence in (
         ({"train": "a", "valid": 1.5}, "'valid'.*between 0 and 1"),
+        ({"train": "a", "test": 0}, "'test'.*between 0 and 1"),
         ({"trian": "a"}, "did you mean 'train'"),
         ({"train": []}, "names no data"),
         ({"train": {"path": "a", "wieght": 1}}, "did you mean 'weight'"),

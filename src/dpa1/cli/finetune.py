@@ -29,7 +29,7 @@ def finetune_command(
     valid: Annotated[
         list[str] | None,
         typer.Option(
-            help="Validation data, several times if need be, or the fraction to hold out. A tenth when not given."
+            help="Validation data, several times if need be, or the fraction to hold out, 0 for none. A tenth when not given."
         ),
     ] = None,
     test: Annotated[list[str] | None, typer.Option(help="Test data; may be given several times.")] = None,

@@ -6,7 +6,7 @@ import os
 from typing import Annotated, Any, Literal
 
 from ase.data import chemical_symbols
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dpa1.config.base import Section
 from dpa1.errors import did_you_mean
@@ -45,7 +45,7 @@ class DataConfig(Section):
     train: tuple[SourceConfig, ...]
     """Frames to train on."""
     valid: tuple[SourceConfig, ...] | Fraction | None = 0.1
-    """Frames to validate on, or the fraction of the training frames to hold out for it; null for none."""
+    """Frames to validate on, or the fraction of the training frames to hold out for it; 0 or null for none."""
     test: tuple[SourceConfig, ...] | None = None
     """Frames to evaluate on when training has ended."""
     sampling_temperature: float | None = Field(None, ge=1)
@@ -61,13 +61,15 @@ class DataConfig(Section):
 
     @field_validator("train", "valid", "test", mode="before")
     @classmethod
-    def _sources(cls, value: Any) -> Any:
+    def _sources(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, (str, os.PathLike, dict)):
             value = [value]
         if isinstance(value, (list, tuple)):
             if not value:
                 raise ValueError("names no data; give a path or leave the key out")
             return tuple({"path": os.fspath(v)} if isinstance(v, (str, os.PathLike)) else v for v in value)
+        if info.field_name == "valid" and isinstance(value, (int, float)) and value == 0:
+            return None
         if isinstance(value, (int, float)) and not 0 < value < 1:
             raise ValueError("give paths, or a fraction between 0 and 1")
         return value
