@@ -16,6 +16,7 @@ from sources import SOURCES
 
 from dpa1.analysis.evaluate import evaluate
 from dpa1.data.read import read
+from dpa1.errors import counted
 from dpa1.frames import Frame
 from dpa1.model.file import load_model, save_model
 from dpa1.model.potential import Potential
@@ -33,8 +34,8 @@ GOOD_FOR = [
     "a first look at inorganic crystals, also compressed and hot ones, with errors as in the table",
 ]
 NOT_GOOD_FOR = [
-    "production results without fine-tuning: it is small and has seen 19,000 frames, most of them crystals",
-    "liquids, surfaces and other molecules than its one without fine-tuning: hardly any were in its data",
+    "production results without fine-tuning: it is small and has seen 25,000 frames, three fifths of them crystals",
+    "liquids, surfaces and molecules without fine-tuning: it knows water and all molecules but one from semi-empirical labels, surfaces not at all",
     "energy differences between levels of theory, and magnetic order or charge, which it cannot see",
     "elements of one level at the other: Am and Cm are known to pbe-acwf alone",
 ]
@@ -65,7 +66,6 @@ def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
     dropped = _rows(run / "dropped.csv")
     log = [row for row in _rows(run / "metrics.csv") if row["valid_loss"]]
     every = max(1, len(log) // ROWS)
-    seconds = float(log[-1]["seconds"])
     earlier = data.parent / BEFORE
     before = f"{json.loads(earlier.read_text(encoding='utf-8'))}; from there " if earlier.exists() else ""
     return {
@@ -75,13 +75,27 @@ def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
         "sources": [_source(potential, source.name, data) for source in SOURCES],
         "held_back": held,
         "dropped": "; ".join(f"{n} frames of {source} ({why})" for (source, why), n in _reasons(dropped).items()),
-        "training": f"{before}{log[-1]['step']} steps of about 128 atoms on one CPU core, {seconds / 3600:.1f} hours; then the energy bias "
+        "training": f"{before}{how_long(potential, float(log[-1]['seconds']))}; then the energy bias "
         "was refitted to the training frames, without the dimers",
         "log": [
             {key: float(row[key]) for key in ("step", "seconds", "valid_loss", "valid_energy_mae", "valid_force_mae")}
             for row in log[::-every][::-1]
         ],
     }
+
+
+def history(potential: Potential, name: str) -> str:
+    """How a model was trained, as far as it says; otherwise its name."""
+    if "card" in potential.info:
+        return str(potential.info["card"]["training"])
+    return how_long(potential, potential.info["seconds"]) if "run" in potential.info else name
+
+
+def how_long(potential: Potential, seconds: float) -> str:
+    """The steps of a model's own run and what they took."""
+    own = potential.info["run"]["training"]
+    threads = counted(own["threads"], "thread") if own["threads"] else "all threads"
+    return f"{potential.info['steps']} steps of about {own['batch_atoms']} atoms on {threads} of a CPU, {seconds / 3600:.1f} hours"
 
 
 def replay_frames(run: Path, data: Path) -> list[Frame]:

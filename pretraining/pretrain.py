@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from card import BEFORE, install
+from card import BEFORE, history, install
 from sources import data_section, prepare
 
 from dpa1.cli.train import parse_overrides
@@ -41,8 +41,7 @@ def pretrain(datasets: Path, folder: Path, arguments: list[str], start: str | No
     resume = (run / "config.yaml").exists()
     initial = load_potential(start) if start and not resume else None
     if initial is not None:
-        before = initial.info.get("card", {}).get("training", start)
-        (folder / BEFORE).write_text(json.dumps(before), encoding="utf-8")
+        (folder / BEFORE).write_text(json.dumps(history(initial, str(start))), encoding="utf-8")
     train(config, resume=resume, initial=initial)
 
 

@@ -80,7 +80,7 @@ SOURCES = (
         for e in ("Li", "Mo", "Ni", "Si")
     ),
     Source(
-        "LPS-autoplex", ("LPS_autoplex/train.xyz.gz",), 1.5, "BSD-3-Clause", "github.com/autoatml/autoplex",
+        "LPS-autoplex", ("LPS_autoplex/train.xyz.gz",), 2.0, "BSD-3-Clause", "github.com/autoatml/autoplex",
         level="pbe-lps", held=("LPS_autoplex/test.xyz.gz",),
     ),
     Source("oxides-BO2", ("oxides_BO2_PBE/all.xyz.gz",), 0.1, MIT, "github.com/Open-Catalyst-Project/ocp"),
@@ -98,7 +98,7 @@ SOURCES = (
     ),
     *(
         Source(f"xtb-{name}", (f"molecules/{name}.xyz.gz",), share, MIT, "pretraining/molecules of this project", level="gfn1-xtb", here=True)
-        for name, share in (("molecules", 3.0), ("clusters", 1.5), ("water", 1.0))
+        for name, share in (("molecules", 5.0), ("clusters", 2.5), ("water", 3.0))
     ),
 )  # fmt: skip
 

@@ -381,7 +381,7 @@ def test_bad_input(base, data, tmp_path):
     refused("method", **{**given, "method": "most"})
     refused("rank belongs to method: lora", **{**given, "method": "full", "config": {"finetune": {"rank": 3}}})
     refused("write frames to a file first", **{**given, "data": frames_of(3)})
-    refused("data.valid", **{**given, "valid": 0})
+    refused("data.valid", **{**given, "valid": 1})
     refused("no such file", **{**given, "base": tmp_path / "none.dpa1"})
 
 
