@@ -64,8 +64,11 @@ def test_sigkill_at_a_random_moment_then_resume_is_bitwise(tmp_path):
     assert resumed.returncode == 0, errors
     assert "continuing from" in output
     whole = train(config_file(tmp_path, "whole"), quiet=True)
-    expected, found = (load_model(p).state_dict() for p in (whole.model, tmp_path / "killed/model.dpa1"))
+    models = [load_model(p) for p in (whole.model, tmp_path / "killed/model.dpa1")]
+    expected, found = (model.state_dict() for model in models)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert models[0].info["trained_elements"] == models[1].info["trained_elements"]
+    assert set(models[0].info) == set(models[1].info)
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 

@@ -234,7 +234,9 @@ class Trainer:
             # The error sums of a row in the making are spread over the processes.
             tensors["sums"]["errors"] = self.world.add(self.step.sums.clone())
         if self.world.main:
-            header = {"progress": vars(self.progress), "sampler": self.train.state_dict()}
+            header = {
+                "progress": vars(self.progress), "sampler": self.train.state_dict(), "info": self.potential.info,
+            }  # fmt: skip
             folder = self.folder / "checkpoints"
             self._saved = checkpoint.write_checkpoint(
                 folder, self.progress.step, header, tensors, self.config.keep_checkpoints
@@ -255,6 +257,7 @@ class Trainer:
         self.step.sums.copy_(tensors["sums"]["errors"] if self.world.main else torch.zeros_like(self.step.sums))
         self.step.totals.copy_(tensors["sums"]["totals"])
         torch.set_rng_state(tensors["random"]["cpu"])
+        self.potential.info |= header.get("info", {})
         self.progress = Progress(**header["progress"])
         self.train.load_state_dict(header["sampler"])
         self._saved = path
