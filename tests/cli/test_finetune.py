@@ -31,7 +31,7 @@ def data(tmp_path):
 def test_finetune_needs_no_configuration(capsys, base, data, tmp_path):
     done = call(capsys, "finetune", base, data, "--output", tmp_path / "out", "--steps", 3, "--learning-rate", 1e-3)
     assert done.code == 0, done.err
-    assert "method: lora, because 12 training frames are few" in done.out
+    assert "method: full, because 12 training frames are few, but of so few compositions" in done.out
     assert "rank 2 of 2" in done.out
     assert load_model(tmp_path / "out" / "model.dpa1").levels == ("emt",)
     assert (tmp_path / "out" / "report.html").exists()

@@ -21,7 +21,16 @@ from dpa1.model.file import load_model, save_model, version_of
 from dpa1.model.potential import Potential
 from dpa1.model.replay import attach_replay
 from dpa1.training import finetune
-from dpa1.training.defaults import MANY_RATE, RATE, batch_for, choose, distinct_compositions, rate_for, steps_for
+from dpa1.training.defaults import (
+    MANY_RATE,
+    RATE,
+    batch_for,
+    choose,
+    distinct_compositions,
+    method_for,
+    rate_for,
+    steps_for,
+)
 from dpa1.training.finetune import Change, _measured
 from dpa1.training.residual_bias import fit_shift
 from tests.training.toy import MODEL, emt_frames
@@ -485,12 +494,24 @@ def test_a_batch_is_chosen_unless_it_is_asked_for(asked, said):
     assert said in "; ".join(choose(config, frames)[1])
 
 
-def test_few_frames_of_many_compositions_are_learned_slowly():
+@pytest.mark.parametrize(
+    ("formulas", "many"),
+    [
+        (["Cu", "Au", "CuAu"], True),
+        (["Cu", "Cu", "CuAu", "Cu2Au2"], False),  # two of four
+        (["Cu"], False),
+        (["Cu", "Cu"], False),
+        ([f"Cu{n}Au" for n in range(1, 31)], False),
+    ],
+)
+def test_few_frames_of_many_compositions_are_learned_slowly_and_by_few_weights(formulas, many):
+    table = frame_table(formulas)
+    assert rate_for(table) == (MANY_RATE if many else RATE)
+    assert method_for(table) == ("lora" if many else "full")
+
+
+def test_compositions_are_counted_whatever_the_cell():
     assert distinct_compositions(frame_table(["CuAu", "Au2Cu2", "Cu", "Cu2Au", "Cu4"])) == 3
-    assert rate_for(frame_table(["Cu", "Au", "CuAu"])) == MANY_RATE
-    assert rate_for(frame_table(["Cu", "Cu", "CuAu", "Cu2Au2"])) == RATE  # two of four
-    assert rate_for(frame_table(["Cu"])) == rate_for(frame_table(["Cu", "Cu"])) == RATE
-    assert rate_for(frame_table([f"Cu{n}Au" for n in range(1, 31)])) == RATE
 
 
 @pytest.mark.parametrize(("frames", "said"), [(5, True), (1, False)])

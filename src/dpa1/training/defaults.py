@@ -14,7 +14,7 @@ from dpa1.errors import UserError, counted
 from dpa1.training.loss import LABELS
 
 VALIDATED = 20  # frames from which a part is held out for validation
-FEW = 30  # frames below which most weights stay
+FEW = 30  # frames below which it matters of how many compositions they are
 RATE = 3e-3
 MANY_RATE = 3e-4  # for few frames of many compositions, which tell little of each
 EPOCH = 8  # steps that see every one of few frames once, at least: many small steps learn more from them
@@ -47,8 +47,14 @@ def choose(config: RunConfig, train: Dataset, replayed: Dataset | None = None) -
     frames, given, lines = len(train), config.training.model_fields_set, []
     method = config.finetune.method
     if method is None:
-        method = method_for(frames)
-        why = "few, so most of the base stays as it is" if method != "full" else "enough for all weights to learn"
+        method = method_for(train.table)
+        why = (
+            "few and of many compositions, so most of the base stays as it is"
+            if method != "full"
+            else "enough for all weights to learn"
+            if frames >= FEW
+            else "few, but of so few compositions that all weights may learn"
+        )
         lines.append(f"method: {method}, because {counted(frames, 'training frame')} {_is(frames)} {why}")
         config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"method": method})})
     else:
@@ -82,9 +88,9 @@ def choose(config: RunConfig, train: Dataset, replayed: Dataset | None = None) -
     return config, lines
 
 
-def method_for(frames: int) -> Method:
+def method_for(table: FrameTable) -> Method:
     """The method unless one is asked for."""
-    return "lora" if frames < FEW else "full"
+    return "lora" if scattered(table) else "full"
 
 
 def steps_for(frames: int) -> int:
@@ -94,8 +100,13 @@ def steps_for(frames: int) -> int:
 
 def rate_for(table: FrameTable) -> float:
     """Learning rate unless one is asked for; low for few frames of more than half as many compositions."""
+    return MANY_RATE if scattered(table) else RATE
+
+
+def scattered(table: FrameTable) -> bool:
+    """Whether the frames are few and of more than half as many compositions."""
     frames = len(table)
-    return MANY_RATE if frames < FEW and distinct_compositions(table) > max(1, frames / 2) else RATE
+    return frames < FEW and distinct_compositions(table) > max(1, frames / 2)
 
 
 def batch_for(table: FrameTable) -> int:
