@@ -39,7 +39,8 @@ def water_and(symbol, n=3):
 )
 def test_a_file_of_deepmd_kit_is_fine_tuned(base, tmp_path):
     write(tmp_path / "new.xyz", water_and("S"))
-    result = dpa1.finetune(base, tmp_path / "new.xyz", output=tmp_path / "out", steps=2, config=QUICK, quiet=True)
+    given = {"method": "lora", "steps": 2, "config": QUICK, "quiet": True}
+    result = dpa1.finetune(base, tmp_path / "new.xyz", output=tmp_path / "out", **given)
     old, new = load_potential(base), load_model(result.model)
     assert new.config == old.config.model_copy(update={"elements": (*old.elements, "S")})
     assert (new.config.convention, new.levels) == ("deepmd", old.levels)
