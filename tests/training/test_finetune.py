@@ -22,6 +22,7 @@ from dpa1.model.potential import Potential
 from dpa1.model.replay import attach_replay
 from dpa1.training import finetune
 from dpa1.training.defaults import (
+    HANDFUL_RATE,
     MANY_RATE,
     RATE,
     batch_for,
@@ -495,32 +496,34 @@ def test_a_batch_is_chosen_unless_it_is_asked_for(asked, said):
 
 
 @pytest.mark.parametrize(
-    ("formulas", "many"),
+    ("formulas", "rate", "method"),
     [
-        (["Cu", "Au", "CuAu"], True),
-        (["Cu", "Cu", "CuAu", "Cu2Au2"], False),  # two of four
-        (["Cu"], False),
-        (["Cu", "Cu"], False),
-        ([f"Cu{n}Au" for n in range(1, 31)], False),
+        (["Cu", "Au", "CuAu"], MANY_RATE, "lora"),
+        (["Cu", "Cu", "CuAu", "Cu2Au2"], RATE, "full"),  # two of four
+        (["Cu"], HANDFUL_RATE, "full"),
+        (["Cu", "Cu", "Cu"], HANDFUL_RATE, "full"),
+        ([f"Cu{n}Au" for n in range(1, 31)], RATE, "full"),
     ],
 )
-def test_few_frames_of_many_compositions_are_learned_slowly_and_by_few_weights(formulas, many):
+def test_few_frames_of_many_compositions_are_learned_slowly_and_by_few_weights(formulas, rate, method):
     table = frame_table(formulas)
-    assert rate_for(table) == (MANY_RATE if many else RATE)
-    assert method_for(table) == ("lora" if many else "full")
+    assert rate_for(table) == rate
+    assert method_for(table) == method
 
 
 def test_compositions_are_counted_whatever_the_cell():
     assert distinct_compositions(frame_table(["CuAu", "Au2Cu2", "Cu", "Cu2Au", "Cu4"])) == 3
 
 
-@pytest.mark.parametrize(("frames", "said"), [(5, True), (1, False)])
-def test_a_low_rate_is_said(base, tmp_path, frames, said):
+@pytest.mark.parametrize(
+    ("frames", "said", "rate"), [(5, "of many compositions", MANY_RATE), (1, "1 frame would soon be", HANDFUL_RATE)]
+)
+def test_a_low_rate_is_said(base, tmp_path, frames, said, rate):
     write(tmp_path / "mixed.xyz", emt_frames(frames))  # 4 compositions, or one
     result, _ = tune(base, tmp_path / "mixed.xyz", tmp_path)
     text = (result.folder / "train.log").read_text()
-    assert ("a low learning rate" in text) is said
-    assert f"learning rate {MANY_RATE if said else RATE:g}" in text
+    assert said in text
+    assert f"learning rate {rate:g}" in text
 
 
 def test_nothing_is_overwritten(base, data, tmp_path):

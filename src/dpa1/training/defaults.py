@@ -17,6 +17,7 @@ VALIDATED = 20  # frames from which a part is held out for validation
 FEW = 30  # frames below which it matters of how many compositions they are
 RATE = 3e-3
 MANY_RATE = 3e-4  # for few frames of many compositions, which tell little of each
+HANDFUL, HANDFUL_RATE = 4, 1e-3  # fewer frames than this are soon learned by heart
 EPOCH = 8  # steps that see every one of few frames once, at least: many small steps learn more from them
 
 
@@ -66,10 +67,12 @@ def choose(config: RunConfig, train: Dataset, replayed: Dataset | None = None) -
         chosen["batch_atoms"] = batch_for(train.table)
     if "learning_rate" not in given:
         chosen["learning_rate"] = rate_for(train.table)
-        if chosen["learning_rate"] != RATE:
+        if scattered(train.table):
             lines.append(
                 "a low learning rate, because the few frames are of many compositions, each known from hardly any"
             )
+        elif frames < HANDFUL:
+            lines.append(f"a low learning rate, because {counted(frames, 'frame')} would soon be learned by heart")
     if "ema" not in given:
         chosen["ema"] = 0.99 if chosen.get("steps", config.training.steps) < 2000 else 0.999
     config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
@@ -99,8 +102,10 @@ def steps_for(frames: int) -> int:
 
 
 def rate_for(table: FrameTable) -> float:
-    """Learning rate unless one is asked for; low for few frames of more than half as many compositions."""
-    return MANY_RATE if scattered(table) else RATE
+    """Learning rate unless one is asked for; low for few frames of more than half as many compositions, and for a handful."""
+    if scattered(table):
+        return MANY_RATE
+    return HANDFUL_RATE if len(table) < HANDFUL else RATE
 
 
 def scattered(table: FrameTable) -> bool:
