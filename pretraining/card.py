@@ -15,6 +15,7 @@ from refit import refit_bias
 from sources import SOURCES
 
 from dpa1.analysis.evaluate import evaluate
+from dpa1.config.run import read_values
 from dpa1.data.read import read
 from dpa1.errors import counted
 from dpa1.frames import Frame
@@ -67,6 +68,8 @@ def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
     log = [row for row in _rows(run / "metrics.csv") if row["valid_loss"]]
     every = max(1, len(log) // ROWS)
     earlier = data.parent / BEFORE
+    training = read_values(run / "config.yaml")["training"]
+    length = _length(training, int(log[-1]["step"]), float(log[-1]["seconds"]))
     before = f"{json.loads(earlier.read_text(encoding='utf-8'))}; from there " if earlier.exists() else ""
     return {
         "description": DESCRIPTION,
@@ -75,8 +78,7 @@ def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
         "sources": [_source(potential, source.name, data) for source in SOURCES],
         "held_back": held,
         "dropped": "; ".join(f"{n} frames of {source} ({why})" for (source, why), n in _reasons(dropped).items()),
-        "training": f"{before}{how_long(potential, float(log[-1]['seconds']))}; then the energy bias "
-        "was refitted to the training frames, without the dimers",
+        "training": f"{before}{length}; then the energy bias was refitted to the training frames, without the dimers",
         "log": [
             {key: float(row[key]) for key in ("step", "seconds", "valid_loss", "valid_energy_mae", "valid_force_mae")}
             for row in log[::-every][::-1]
@@ -88,14 +90,15 @@ def history(potential: Potential, name: str) -> str:
     """How a model was trained, as far as it says; otherwise its name."""
     if "card" in potential.info:
         return str(potential.info["card"]["training"])
-    return how_long(potential, potential.info["seconds"]) if "run" in potential.info else name
+    if "run" in potential.info:
+        return _length(potential.info["run"]["training"], potential.info["steps"], potential.info["seconds"])
+    return name
 
 
-def how_long(potential: Potential, seconds: float) -> str:
-    """The steps of a model's own run and what they took."""
-    own = potential.info["run"]["training"]
-    threads = counted(own["threads"], "thread") if own["threads"] else "all threads"
-    return f"{potential.info['steps']} steps of about {own['batch_atoms']} atoms on {threads} of a CPU, {seconds / 3600:.1f} hours"
+def _length(training: dict[str, Any], steps: int, seconds: float) -> str:
+    """``training``: that section of the run's configuration."""
+    threads = counted(training["threads"], "thread") if training["threads"] else "all threads"
+    return f"{steps} steps of about {training['batch_atoms']} atoms on {threads} of a CPU, {seconds / 3600:.1f} hours"
 
 
 def replay_frames(run: Path, data: Path) -> list[Frame]:
