@@ -18,7 +18,7 @@ import multiprocessing
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -33,7 +33,7 @@ STEPS = {2: 300, 4: 300, 8: 300, 16: 350, 32: 450, 64: 600, 128: 700, 256: 800, 
 ZERO = 0  # "frames" of the run that only refits the energy bias of the pretrained model …
 BIAS_FRAMES = 8  # … to these
 # Frames of the trials that chose the settings → up to how many frames these serve.
-TUNED_AT = {4: 4, 8: 16, 32: 64, 128: 512}
+TUNED_AT = {2: 2, 4: 4, 8: 16, 32: 64, 128: 512}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Setting:
     scratch: float
     finetune: float
     method: str
+
+
+def _settings(scratch: Sequence[float], finetune: Sequence[float], methods: str) -> tuple[Setting, ...]:
+    """One setting for each of ``TUNED_AT``."""
+    return tuple(map(Setting, scratch, finetune, methods.split()))
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Task:
     train: str
     test: str
     atoms: int
-    settings: tuple[Setting, Setting, Setting, Setting]
+    settings: tuple[Setting, ...]
     test_frames: int = 100
     length: float = 1.0
     only_test: str = ""
@@ -75,19 +80,19 @@ class Task:
 
 TASKS = (
     Task("NbMoTaW", "NbMoTaW_snap/train.xyz.gz", "NbMoTaW_snap/test.xyz.gz", 54, only_test="Multinary_Test", least=8,
-         settings=(Setting(5e-3, 3e-4, "heads"), Setting(5e-3, 1e-3, "lora"), Setting(2e-3, 3e-3, "lora"), Setting(2e-3, 3e-3, "lora")),
+         settings=_settings((5e-3, 5e-3, 5e-3, 2e-3, 2e-3), (3e-4, 3e-4, 1e-3, 3e-3, 3e-3), "heads heads lora lora lora"),
          what="alloy, element transfer: elements and binaries of Nb, Mo, Ta, W → ternary and quaternary cells (PBE)"),
     Task("LiGePS", "LiGePS_SSE_PBE/train_50atoms.xyz.gz", "LiGePS_SSE_PBE/test_50atoms.xyz.gz", 50,
-         settings=(Setting(1e-2, 3e-3, "full"), Setting(1e-2, 3e-3, "full"), Setting(1e-2, 5e-3, "full"), Setting(1e-2, 5e-3, "full")),
+         settings=_settings((1e-2, 1e-2, 1e-2, 1e-2, 1e-2), (1e-3, 3e-3, 3e-3, 5e-3, 5e-3), "full full full full full"),
          what="sulfide electrolyte Li10GeP2S12, cells of 50 atoms (PBE)"),
     Task("aspirin", "aspirin_CCSD/train.xyz.gz", "aspirin_CCSD/test.xyz.gz", 63, level="wb97x",
-         settings=(Setting(2e-2, 3e-3, "lora"), Setting(2e-2, 3e-3, "lora"), Setting(2e-2, 5e-3, "full"), Setting(2e-2, 5e-3, "full")),
+         settings=_settings((2e-2, 2e-2, 2e-2, 2e-2, 2e-2), (1e-3, 3e-3, 3e-3, 5e-3, 5e-3), "full lora lora full full"),
          what="molecule aspirin (CCSD/cc-pVDZ)"),
     Task("water", "water_deepmd_example/train.xyz.gz", "water_deepmd_example/test.xyz.gz", 192, test_frames=25, length=0.4,
-         settings=(Setting(2e-2, 2e-2, "lora"), Setting(2e-2, 2e-2, "lora"), Setting(2e-2, 2e-2, "lora"), Setting(2e-2, 1e-2, "lora")),
+         settings=_settings((2e-2, 2e-2, 2e-2, 2e-2, 2e-2), (2e-2, 2e-2, 2e-2, 2e-2, 1e-2), "lora lora lora lora lora"),
          what="liquid water, 192 atoms (PBE0+TS)"),
     Task("LiMnO", "LiMnO_electrode_MatterTune/finetune.xyz.gz", "LiMnO_electrode_MatterTune/test.xyz.gz", 64,
-         settings=(Setting(2e-3, 3e-4, "lora"), Setting(2e-3, 3e-4, "lora"), Setting(5e-3, 3e-3, "lora"), Setting(5e-3, 3e-3, "lora")),
+         settings=_settings((2e-3, 2e-3, 2e-3, 5e-3, 5e-3), (3e-4, 3e-4, 3e-4, 3e-3, 3e-3), "lora lora lora lora lora"),
          without=("Li3Mn2O5", "LiMn4O8", "Li5MnO4", "Li5Mn3O8", "Li9Mn7O16"),
          what="lithium manganese oxides of many compositions (PBE+U)"),
 )  # fmt: skip
