@@ -86,7 +86,7 @@ TASKS = (
          settings=_settings((1e-2, 1e-2, 1e-2, 1e-2, 1e-2), (1e-3, 3e-3, 3e-3, 5e-3, 5e-3), "full full full full full"),
          what="sulfide electrolyte Li10GeP2S12, cells of 50 atoms (PBE)"),
     Task("aspirin", "aspirin_CCSD/train.xyz.gz", "aspirin_CCSD/test.xyz.gz", 63, level="wb97x",
-         settings=_settings((2e-2, 2e-2, 2e-2, 2e-2, 2e-2), (1e-3, 3e-3, 3e-3, 5e-3, 5e-3), "full lora lora full full"),
+         settings=_settings((2e-2, 2e-2, 2e-2, 2e-2, 2e-2), (1e-3, 1e-3, 1e-3, 5e-3, 5e-3), "full full full full full"),
          what="molecule aspirin (CCSD/cc-pVDZ)"),
     Task("water", "water_deepmd_example/train.xyz.gz", "water_deepmd_example/test.xyz.gz", 192, test_frames=25, length=0.4,
          settings=_settings((2e-2, 2e-2, 2e-2, 2e-2, 2e-2), (2e-2, 2e-2, 2e-2, 2e-2, 1e-2), "lora lora lora lora lora"),

@@ -42,6 +42,7 @@ NOT_GOOD_FOR = [
 ]
 LICENCE = "MIT (weights); trained on data under MIT, BSD-3-Clause and CC-BY-4.0, named per source"
 ROWS = 40  # of the training log that travel with the model
+REFITTED = "; then the energy bias was refitted to the training frames, without the dimers"
 BEFORE = "before.json"  # in the folder of a pretraining: how the model it started from was trained
 REPLAY, REPLAY_ATOMS = 8, 40  # frames of each source that travel with the model, and atoms of the largest of them
 
@@ -78,7 +79,7 @@ def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
         "sources": [_source(potential, source.name, data) for source in SOURCES],
         "held_back": held,
         "dropped": "; ".join(f"{n} frames of {source} ({why})" for (source, why), n in _reasons(dropped).items()),
-        "training": f"{before}{length}; then the energy bias was refitted to the training frames, without the dimers",
+        "training": f"{before}{length}{REFITTED}",
         "log": [
             {key: float(row[key]) for key in ("step", "seconds", "valid_loss", "valid_energy_mae", "valid_force_mae")}
             for row in log[::-every][::-1]
@@ -89,7 +90,7 @@ def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
 def history(potential: Potential, name: str) -> str:
     """How a model was trained, as far as it says; otherwise its name."""
     if "card" in potential.info:
-        return str(potential.info["card"]["training"])
+        return str(potential.info["card"]["training"]).removesuffix(REFITTED)
     if "run" in potential.info:
         return _length(potential.info["run"]["training"], potential.info["steps"], potential.info["seconds"])
     return name
@@ -98,7 +99,9 @@ def history(potential: Potential, name: str) -> str:
 def _length(training: dict[str, Any], steps: int, seconds: float) -> str:
     """``training``: that section of the run's configuration."""
     threads = counted(training["threads"], "thread") if training["threads"] else "all threads"
-    return f"{steps} steps of about {training['batch_atoms']} atoms on {threads} of a CPU, {seconds / 3600:.1f} hours"
+    decay = training["optimizer"]["weight_decay"]
+    how = f"(rate {training['learning_rate']:g}, weight decay {0.0 if decay is None else decay:g})"
+    return f"{steps} steps of about {training['batch_atoms']} atoms {how} on {threads} of a CPU, {seconds / 3600:.1f} hours"
 
 
 def replay_frames(run: Path, data: Path) -> list[Frame]:

@@ -60,7 +60,7 @@ def test_installed(modules, pretrained, tmp_path, capsys, name):
     potential = dpa1.load(str(target))
     card = potential.info["card"]
     assert potential.levels == ("pbe", "other")
-    assert card["training"].startswith("6 steps of about 16 atoms on 1 thread of a CPU")
+    assert card["training"].startswith("6 steps of about 16 atoms (rate 0.004, weight decay 0.02) on 1 thread of a CPU")
     assert [source["name"] for source in card["sources"]] == ["alloys", "pairs", "others"]
     for source in card["sources"]:
         frames = list(dpa1.read(str(pretrained / "data" / "valid" / f"{source['name']}.xyz.gz")))
@@ -95,7 +95,9 @@ def test_start_from_a_model(modules, pretrained, tmp_path):
     modules["pretrain"].pretrain(tmp_path, work, [*SHORT, "training.learning_rate=1e-30"], str(target))
     modules["card"].install(work / "run", work / "data", tmp_path / "next.dpa1")
     base, after = dpa1.load(str(target)), dpa1.load(str(tmp_path / "next.dpa1"))
-    assert after.info["card"]["training"].count("steps of about") == 2
+    history = after.info["card"]["training"]
+    assert history.count("steps of about") == 2
+    assert history.count("refitted") == 1
     name = "descriptor.embedding.layers.1.weight"
     assert after.state_dict()[name].equal(base.state_dict()[name])
 
