@@ -120,17 +120,30 @@ def summary(force: dict[tuple[str, str], Curve]) -> str:
 
 
 def tuned(rows: Sequence[dict[str, Any]], longer: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Curve]:
-    """Force errors with the better number of steps for each arm and size, of the seeds of which both numbers were run."""
+    """Force errors with the better number of steps for each arm and size, of the seeds of which both numbers were run.
+
+    A learning rate tried with more steps counts where it was run with all of these seeds.
+    """
     wanted = {(row["task"], row["arm"], row["frames"]) for row in longer}
-    lengths: dict[tuple[str, str, int], dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    tried: dict[tuple[str, str, int], dict[tuple[int, bool, float], dict[int, float]]]
+    tried = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if (place := (row["task"], row["arm"], row["frames"])) in wanted:
-            lengths[place][row["steps"]][row["seed"]] = row[QUANTITIES[0][0]]
+            choice = row["steps"], usual_settings(row), row["learning_rate"]
+            tried[place][choice][row["seed"]] = row[QUANTITIES[0][0]]
     found: dict[tuple[str, str], Curve] = defaultdict(dict)
-    for (task, arm, frames), by_steps in lengths.items():
-        seeds = sorted(set.intersection(*(set(errors) for errors in by_steps.values())))
-        found[task, arm][frames] = min(([errors[seed] for seed in seeds] for errors in by_steps.values()), key=median)
+    for (task, arm, frames), by_choice in tried.items():
+        seeds = sorted(set.intersection(*(set(errors) for (_, usual, _), errors in by_choice.items() if usual)))
+        complete = [errors for errors in by_choice.values() if set(seeds) <= set(errors)]
+        found[task, arm][frames] = min(([errors[seed] for seed in seeds] for errors in complete), key=median)
     return found
+
+
+def usual_settings(row: dict[str, Any]) -> bool:
+    """Whether learning rate and method are those chosen for the task and size."""
+    task = next(task for task in TASKS if task.name == row["task"])
+    settings = Run(task, row["arm"], row["frames"], row["seed"]).settings
+    return all(row[key] == value for key, value in settings.items())
 
 
 def task_table(rows: Sequence[dict[str, Any]], task: str) -> str:
@@ -167,17 +180,28 @@ def trial_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def length_table(rows: Sequence[dict[str, Any]], longer: Sequence[dict[str, Any]]) -> str:
-    """Force errors of both arms where another number of steps was run as well."""
+    """Force errors of both arms where another number of steps was run as well, and other learning rates tried with it."""
+    usual = [row for row in rows if usual_settings(row)]
     places = {(row["task"], row["frames"]) for row in longer}
     lengths = sorted(
         {(row["task"], row["frames"], row["steps"]) for row in rows if (row["task"], row["frames"]) in places}
     )
     found = {
-        length: curves([row for row in rows if (row["task"], row["frames"], row["steps"]) == length], QUANTITIES[0][0])
+        length: curves([row for row in usual if (row["task"], row["frames"], row["steps"]) == length], QUANTITIES[0][0])
         for length in lengths
     }
     body = [[*length, *(_cell(found[length][length[0], arm].get(length[1])) for arm in ARMS)] for length in lengths]
-    return "Force RMSE (meV/Å).\n\n" + table(["task", "frames", "steps", "scratch", "fine-tuned"], body)
+    text = "Force RMSE (meV/Å).\n\n" + table(["task", "frames", "steps", "scratch", "fine-tuned"], body)
+    others = [row for row in longer if not usual_settings(row)]
+    if not others:
+        return text
+    body = [
+        [row["task"], row["frames"], row["seed"], row["steps"], f"{row['arm']} ({row['method']})" if "method" in row else row["arm"],
+         f"{row['learning_rate']:g}", f"{row[QUANTITIES[0][0]]:.3g}"]
+        for row in sorted(others, key=lambda r: (r["task"], r["frames"], r["arm"], r["seed"]))
+    ]  # fmt: skip
+    header = ["task", "frames", "seed", "steps", "arm", "learning rate", "force RMSE (meV/Å)"]
+    return f"{text}\nWith other learning rates:\n\n{table(header, body)}"
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -220,4 +244,4 @@ def _cell(errors: Sequence[float] | None) -> str:
 def _name(row: dict[str, Any]) -> str:
     task = next(task for task in TASKS if task.name == row["task"])
     run = Run(task, row["arm"], row["frames"], row["seed"])
-    return run.name if run.steps == row["steps"] and all(row[k] == v for k, v in run.settings.items()) else ""
+    return run.name if run.steps == row["steps"] and usual_settings(row) else ""
