@@ -99,7 +99,7 @@ INTRODUCTION = """# Sample efficiency: from scratch and from the pretrained mode
 
 Force and energy errors on the test split of five tasks that are in none of the pretraining data, after training from scratch
 and after fine-tuning `{base}`. Both arms have the same architecture, frames, batches, loss, number of optimizer steps and
-schedule; for each task and arm the learning rate, and for fine-tuning the method, is the best, or within 5 % of the best, of
+schedule; for each task and arm the learning rate, and for fine-tuning the method, is the best, or (but where said below) within 5 % of the best, of
 those tried with 2 frames, with 4, with 8 (for 8 and 16), with 32 (for 32 and 64) and with 128 (for more); below is what
 was tried. Up to {seeds} seeds, which draw both the frames and the initial weights; medians, with the range in brackets where there
 is more than one. The runs of the curves are short (10–60 s of one core), so they flatten where the number of steps limits them, not the
