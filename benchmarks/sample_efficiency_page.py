@@ -125,15 +125,15 @@ def tuned(rows: Sequence[dict[str, Any]], longer: Sequence[dict[str, Any]]) -> d
     A learning rate tried with more steps counts where it was run with all of these seeds.
     """
     wanted = {(row["task"], row["arm"], row["frames"]) for row in longer}
-    tried: dict[tuple[str, str, int], dict[tuple[int, bool, float], dict[int, float]]]
+    tried: dict[tuple[str, str, int], dict[tuple[int, bool, float, str], dict[int, float]]]
     tried = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if (place := (row["task"], row["arm"], row["frames"])) in wanted:
-            choice = row["steps"], usual_settings(row), row["learning_rate"]
+            choice = row["steps"], usual_settings(row), row["learning_rate"], row.get("method", "")
             tried[place][choice][row["seed"]] = row[QUANTITIES[0][0]]
     found: dict[tuple[str, str], Curve] = defaultdict(dict)
     for (task, arm, frames), by_choice in tried.items():
-        seeds = sorted(set.intersection(*(set(errors) for (_, usual, _), errors in by_choice.items() if usual)))
+        seeds = sorted(set.intersection(*(set(errors) for (_, usual, *_), errors in by_choice.items() if usual)))
         complete = [errors for errors in by_choice.values() if set(seeds) <= set(errors)]
         found[task, arm][frames] = min(([errors[seed] for seed in seeds] for errors in complete), key=median)
     return found
@@ -141,9 +141,12 @@ def tuned(rows: Sequence[dict[str, Any]], longer: Sequence[dict[str, Any]]) -> d
 
 def usual_settings(row: dict[str, Any]) -> bool:
     """Whether learning rate and method are those chosen for the task and size."""
+    return all(row[key] == value for key, value in _usual(row).settings.items())
+
+
+def _usual(row: dict[str, Any]) -> Run:
     task = next(task for task in TASKS if task.name == row["task"])
-    settings = Run(task, row["arm"], row["frames"], row["seed"]).settings
-    return all(row[key] == value for key, value in settings.items())
+    return Run(task, row["arm"], row["frames"], row["seed"])
 
 
 def task_table(rows: Sequence[dict[str, Any]], task: str) -> str:
@@ -242,6 +245,4 @@ def _cell(errors: Sequence[float] | None) -> str:
 
 
 def _name(row: dict[str, Any]) -> str:
-    task = next(task for task in TASKS if task.name == row["task"])
-    run = Run(task, row["arm"], row["frames"], row["seed"])
-    return run.name if run.steps == row["steps"] and usual_settings(row) else ""
+    return _usual(row).name if _usual(row).steps == row["steps"] and usual_settings(row) else ""

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from ase.io import write
+from ase.io import read, write
 
 import dpa1
 from tests.cli.common import call
@@ -78,7 +78,7 @@ def test_families_are_held_back_whole(pretrained):
     held = json.loads((pretrained / "data" / "held_back.json").read_text())
     for name in ("alloys", "pairs"):
         parts = [
-            {frame.symbols.formula.reduce()[0].format("hill") for frame in _atoms(pretrained / "data" / part / f"{name}.xyz.gz")}
+            {frame.symbols.formula.reduce()[0].format("hill") for frame in read(pretrained / "data" / part / f"{name}.xyz.gz", ":")}
             for part in ("train", "valid")
         ]  # fmt: skip
         assert not parts[0] & parts[1]
@@ -100,9 +100,3 @@ def test_start_from_a_model(modules, pretrained, tmp_path):
     assert history.count("refitted") == 1
     name = "descriptor.embedding.layers.1.weight"
     assert after.state_dict()[name].equal(base.state_dict()[name])
-
-
-def _atoms(path):
-    from ase.io import read
-
-    return read(path, ":")
