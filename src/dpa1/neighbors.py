@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from dpa1.errors import UserError
 from dpa1.frames import Frame
 
 CLOSEST = 0.05  # Å; below this two atoms count as lying on one spot (1/r would swamp float32)
 PIECE = 1 << 14  # pairs
-RADIX = 1 << 15  # numbers; fewer are not worth its passes
+ROWS = 1 << 10  # of a piece, where many have next to no pairs
 
 
 @dataclass(frozen=True)
@@ -68,38 +67,67 @@ def find_neighbors(frame: Frame, cutoff: float, threads: int = 1) -> Neighbors:
 
 
 def _both_ways(centre: np.ndarray, neighbor: np.ndarray, shift: np.ndarray, n_atoms: int) -> Neighbors:
-    """Every pair and its reverse, sorted: as one integer each, which sorts many times faster than five columns do."""
+    """Every pair and its reverse, sorted by centre, neighbor and image.
+
+    First what belongs to each atom is brought together, then sorted as one integer a pair. Of more atoms than 16 bits can
+    number, for which numpy sorts by counting, two (four, …) are treated as one, and the integer says which it is.
+    """
     most = int(max(shift.max(initial=0), -shift.min(initial=0)))
     atom, side = max(n_atoms - 1, 0).bit_length(), (2 * most).bit_length()
-    image = 3 * side
-    if 2 * atom + image > 63:  # more atoms than memory holds, or an atom thousands of cells away
+    image, within = 3 * side, max(0, atom - 16)
+    bits = within + atom + image
+    if bits > 63:  # more atoms than memory holds, or an atom thousands of cells away
         return _by_columns(centre, neighbor, shift)
     largest = 2 * most * ((1 << 2 * side) + (1 << side) + 1)
     pairs = len(centre)
-    keys = np.empty(2 * pairs, dtype=np.int64)
+    groups = np.empty(2 * pairs, dtype=np.uint16)
+    keys: np.ndarray = np.empty(2 * pairs, dtype=np.int32 if bits <= 31 else np.int64)
     for some in pieces(pairs):
         x, y, z = shift[some].T.astype(np.int64) + most
         number = (x << 2 * side) + (y << side) + z
-        ways = (keys[:pairs], centre, neighbor, number), (keys[pairs:], neighbor, centre, largest - number)
-        for key, first, second, third in ways:
-            np.left_shift(first[some], atom, out=key[some])
-            key[some] |= second[some]
-            key[some] <<= image
-            key[some] |= third
-    keys = _sorted(keys)
-    found = Neighbors(np.empty_like(keys), np.empty_like(keys), np.empty((2 * pairs, 3), dtype=shift.dtype))
+        ways = (0, centre, neighbor, number), (pairs, neighbor, centre, largest - number)
+        for start, first, second, third in ways:
+            here = slice(start + some.start, start + some.start + len(third))
+            np.right_shift(first[some], within, out=groups[here], casting="unsafe")
+            key = first[some] & (1 << within) - 1
+            key <<= atom
+            key |= second[some]
+            key <<= image
+            np.bitwise_or(key, third, out=keys[here], casting="same_kind")
+    counts = np.bincount(centre, minlength=n_atoms) + np.bincount(neighbor, minlength=n_atoms)
+    grouped = np.add.reduceat(counts, np.arange(0, n_atoms, 1 << within)) if within else counts
+    keys = _sorted_rows(keys[np.argsort(groups, kind="stable")], grouped)
+    found = Neighbors(
+        np.repeat(np.arange(n_atoms), counts),
+        np.empty(2 * pairs, dtype=np.int64),
+        np.empty((2 * pairs, 3), dtype=shift.dtype),
+    )
     for some in pieces(2 * pairs):
         key = keys[some]
-        found.centre[some] = key >> atom + image
         found.neighbor[some] = key >> image & (1 << atom) - 1
         for k, shifted in enumerate((2 * side, side, 0)):
             found.shift[some, k] = (key >> shifted & (1 << side) - 1) - most
     return found
 
 
-def _sorted(keys: np.ndarray) -> np.ndarray:
-    """Many of them by torch's radix sort: numpy's takes several times as long on some processors, and one thread."""
-    return torch.sort(torch.from_numpy(keys)).values.numpy() if len(keys) >= RADIX else np.sort(keys)
+def _sorted_rows(keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Each group's ``keys`` sorted, ``counts`` of which follow one another; many groups at once, as rows of one length.
+
+    numpy sorts short rows without branches.
+    """
+    ends, last = np.cumsum(counts), np.iinfo(keys.dtype).max
+    first = start = 0
+    while first < len(counts):
+        fitting = int(np.searchsorted(ends, start + PIECE, side="right"))
+        rows = slice(first, min(max(fitting, first + 1), first + ROWS))
+        some = slice(start, int(ends[rows.stop - 1]))
+        filled = np.arange(counts[rows].max()) < counts[rows, None]
+        padded = np.full(filled.shape, last)
+        padded[filled] = keys[some]
+        padded.sort(axis=1)
+        keys[some] = padded[filled]
+        first, start = rows.stop, some.stop
+    return keys
 
 
 def pieces(count: int) -> Iterator[slice]:

@@ -57,7 +57,9 @@ def test_equals_brute_force(seed, pbc, atoms, left_handed, unwrapped):
     assert rows == sorted(rows)
 
 
-@pytest.mark.parametrize(("atoms", "pairs"), [(5, 0), (5, 300), (700, module.PIECE + 1), (700, module.RADIX)])
+@pytest.mark.parametrize(
+    ("atoms", "pairs"), [(5, 0), (5, 300), (700, 2 * module.PIECE), (5000, 90), (70_000, 9000), (2**22, 90)]
+)
 def test_pairs_sorted_as_integers_are_those_sorted_by_columns(atoms, pairs):
     rng = np.random.default_rng(0)
     centre, neighbor = rng.integers(0, atoms, (2, pairs))
