@@ -17,7 +17,7 @@ help:
 	@echo "make test    run the tests (ARGS='-m slow' for the long ones)"
 	@echo "make demo    fine-tune the shipped model on bundled data, next to one from scratch, and simulate (ARGS='--frames 20')"
 	@echo "make bench   speed and memory next to DeePMD-kit, which it installs (ARGS='--quick' for two minutes)"
-	@echo "make pretrain DATASETS=folder FOLDER=runs/pbe    pretrain the shipped model anew (two hours), or go on with it"
+	@echo "make pretrain DATASETS=folder FOLDER=runs/pbe    pretrain the shipped model anew (three hours), or go on with it"
 	@echo "make check   style, types and layering"
 	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove .venv, .bench and caches; never your runs"

@@ -43,7 +43,6 @@ NOT_GOOD_FOR = [
 LICENCE = "MIT (weights); trained on data under MIT, BSD-3-Clause and CC-BY-4.0, named per source"
 ROWS = 40  # of the training log that travel with the model
 REFITTED = "; then the energy bias was refitted to the training frames, without the dimers"
-BEFORE = "before.json"  # in the folder of a pretraining: how the model it started from was trained
 REPLAY, REPLAY_ATOMS = 8, 40  # frames of each source that travel with the model, and atoms of the largest of them
 
 
@@ -68,10 +67,6 @@ def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
     dropped = _rows(run / "dropped.csv")
     log = [row for row in _rows(run / "metrics.csv") if row["valid_loss"]]
     every = max(1, len(log) // ROWS)
-    earlier = data.parent / BEFORE
-    training = read_values(run / "config.yaml")["training"]
-    length = _length(training, int(log[-1]["step"]), float(log[-1]["seconds"]))
-    before = f"{json.loads(earlier.read_text(encoding='utf-8'))}; from there " if earlier.exists() else ""
     return {
         "description": DESCRIPTION,
         "good_for": GOOD_FOR,
@@ -79,7 +74,7 @@ def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
         "sources": [_source(potential, source.name, data) for source in SOURCES],
         "held_back": held,
         "dropped": "; ".join(f"{n} frames of {source} ({why})" for (source, why), n in _reasons(dropped).items()),
-        "training": f"{before}{length}{REFITTED}",
+        "training": f"{history_of_run(run)}{REFITTED}",
         "log": [
             {key: float(row[key]) for key in ("step", "seconds", "valid_loss", "valid_energy_mae", "valid_force_mae")}
             for row in log[::-every][::-1]
@@ -87,8 +82,20 @@ def _card(potential: Potential, run: Path, data: Path) -> dict[str, Any]:
     }
 
 
+def before(run: Path) -> Path:
+    """The file beside a run that says how the model it started from was trained, if it started from one."""
+    return run.with_name(f"{run.name}-before.json")
+
+
+def history_of_run(run: Path) -> str:
+    """How the model of a run was trained, from random weights on, as far as is known."""
+    earlier, last = before(run), [row for row in _rows(run / "metrics.csv") if row["valid_loss"]][-1]
+    length = _length(read_values(run / "config.yaml")["training"], int(last["step"]), float(last["seconds"]))
+    return f"{json.loads(earlier.read_text(encoding='utf-8'))}; from there {length}" if earlier.exists() else length
+
+
 def history(potential: Potential, name: str) -> str:
-    """How a model was trained, as far as it says; otherwise its name."""
+    """How a model that comes without its run was trained, as far as it says; otherwise its name."""
     if "card" in potential.info:
         return str(potential.info["card"]["training"]).removesuffix(REFITTED)
     if "run" in potential.info:
