@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpa1.errors import UserError, needs
+from dpa1.units import SHOWN, TRAINED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 FEW = 100  # points that are drawn large enough to be seen one by one
 PARITY = {
-    "energy": ("energy minus energy biases (eV/atom)", 1e3, "meV/atom"),
-    "force": ("force component (eV/Å)", 1e3, "meV/Å"),
-    "virial": ("virial component (eV/atom)", 1e3, "meV/atom"),
+    "energy": "energy minus energy biases (eV/atom)",
+    "force": "force component (eV/Å)",
+    "virial": "virial component (eV/atom)",
 }
 
 
@@ -31,7 +32,7 @@ def parity(points: Mapping[str, tuple[np.ndarray, np.ndarray]], result: Mapping[
     shown = {key: pair for key, pair in points.items() if len(pair[0])}
     figure, axes = new_figure(1, len(shown))
     for axis, (quantity, (reference, predicted)) in zip(axes, shown.items(), strict=True):
-        label, factor, unit = PARITY[quantity]
+        label, (factor, unit) = PARITY[quantity], SHOWN[quantity]
         few = len(reference) <= FEW
         axis.plot(
             reference,
@@ -92,7 +93,7 @@ def learning_curve(log: str | Path) -> Figure:
     """
     table = read_csv(log)
     panels = {}
-    for quantity, (_, factor, unit) in PARITY.items():
+    for quantity, (factor, unit) in TRAINED.items():
         curves = {
             name.removesuffix(f"{quantity}_rmse").strip("_/ ") or "error": factor * values
             for name, values in table.items()

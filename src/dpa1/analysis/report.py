@@ -17,6 +17,7 @@ from dpa1.analysis.page import Section, Table, image, write_page
 from dpa1.analysis.record import Recorder
 from dpa1.analysis.worst import Worst, WorstFrame, scene
 from dpa1.errors import UserError
+from dpa1.units import SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
     from dpa1.data.dataset import Dataset
     from dpa1.model.potential import Potential
 
-UNITS = {
-    "energy": (1e3, "meV/atom"),
-    "force": (1e3, "meV/Å"),
-    "virial": (1e3, "meV/atom"),
-    "stress": (160.21766208, "GPa"),
-}
 SAMPLE_FRAMES, SAMPLE_ATOMS = 500, 20_000  # of a data set that parity plots and worst frames are taken from
 
 
@@ -157,8 +152,8 @@ def versions() -> list[tuple[str, str]]:
 
 def error_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Table:
     """RMSE and MAE of energy, forces, virial and stress, a row per name; what was not measured is a dash."""
-    present = [q for q in UNITS if any(np.isfinite(r.get(f"{q}_rmse", np.nan)) for r in results.values())]
-    head = ["", "frames", *(f"{q} {kind.upper()}, {UNITS[q][1]}" for q in present for kind in ("rmse", "mae"))]
+    present = [q for q in SHOWN if any(np.isfinite(r.get(f"{q}_rmse", np.nan)) for r in results.values())]
+    head = ["", "frames", *(f"{q} {kind.upper()}, {SHOWN[q][1]}" for q in present for kind in ("rmse", "mae"))]
     rows = [
         [
             name,
@@ -172,8 +167,8 @@ def error_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Ta
 
 def _errors(item: Evaluated, missing: list[str]) -> list[Section]:
     result = item.result
-    measured = [q for q in UNITS if np.isfinite(result.get(f"{q}_rmse", np.nan))]
-    rows = [[q, _number(result, q, "rmse"), _number(result, q, "mae"), UNITS[q][1]] for q in measured]
+    measured = [q for q in SHOWN if np.isfinite(result.get(f"{q}_rmse", np.nan))]
+    rows = [[q, _number(result, q, "rmse"), _number(result, q, "mae"), SHOWN[q][1]] for q in measured]
     tables = [Table(("", "RMSE", "MAE", "unit"), rows, _frames(result["n_frames"]), text=(0, 3))]
     elements = result.get("per_element", {})
     if elements:
@@ -208,14 +203,14 @@ def _tiles(evaluated: Sequence[Evaluated]) -> list[tuple[str, str, str]]:
         return []
     first = evaluated[0]
     return [
-        (f"{quantity} RMSE", _number(first.result, quantity, "rmse"), f"{UNITS[quantity][1]}, {first.name} data")
+        (f"{quantity} RMSE", _number(first.result, quantity, "rmse"), f"{SHOWN[quantity][1]}, {first.name} data")
         for quantity in ("energy", "force", "virial")
         if np.isfinite(first.result.get(f"{quantity}_rmse", np.nan))
     ]
 
 
 def _number(row: Mapping[str, Any], quantity: str, kind: str) -> str:
-    value = UNITS[quantity][0] * row.get(f"{quantity}_{kind}", np.nan)
+    value = SHOWN[quantity][0] * row.get(f"{quantity}_{kind}", np.nan)
     return f"{value:.4g}" if np.isfinite(value) else "–"
 
 

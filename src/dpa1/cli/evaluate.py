@@ -11,6 +11,7 @@ import typer
 from dpa1.cli.data import Label, TypeMap, parse_labels, parse_type_map
 from dpa1.cli.tabulate import Tabulate, report_tables
 from dpa1.cli.terminal import Progress, check_new, draw, new_folder, to_json
+from dpa1.units import SHOWN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
     from dpa1.analysis.worst import Worst
     from dpa1.frames import Frame
     from dpa1.model.potential import Potential
-
-# quantity → (factor, unit) of the table; the JSON keeps eV and Å.
-SHOWN = {
-    "energy": (1e3, "meV/atom"),
-    "force": (1e3, "meV/Å"),
-    "virial": (1e3, "meV/atom"),
-    "stress": (160.21766208, "GPa"),
-}
 
 
 def register(app: typer.Typer) -> None:

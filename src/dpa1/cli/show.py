@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpa1.cli.terminal import to_json
+from dpa1.units import rmse_in_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +43,7 @@ def show_command(
     console = Console(highlight=False)
     for key, value in card.items():
         if key == "errors" and isinstance(value, dict):
-            value = {part: _errors(numbers) for part, numbers in value.items()}
+            value = {part: f"RMSE {rmse_in_words(numbers)}" for part, numbers in value.items()}
         if key not in ("energies", "config", "run", "card", "level_data") and value not in ({}, []):
             console.print(f"{key.replace('_', ' '):<16} {_text(value)}", markup=False, soft_wrap=True)
     if "card" in card:
@@ -149,12 +150,6 @@ def replay_set(potential: Potential) -> dict[str, Any] | str:
         return "none"
     counts = {level: sum(f.level == level for f in frames) for level in potential.levels}
     return {"frames": len(frames), "atoms": sum(map(len, frames)), "levels": counts}
-
-
-def _errors(numbers: dict[str, Any]) -> str:
-    units = {"energy": "meV/atom", "force": "meV/Å", "virial": "meV/atom"}
-    found = {q: numbers.get(f"{q}_rmse") for q in units}
-    return "RMSE " + ", ".join(f"{q} {1000 * v:.4g} {units[q]}" for q, v in found.items() if v is not None)
 
 
 def _text(value: Any) -> str:

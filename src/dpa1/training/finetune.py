@@ -24,6 +24,7 @@ from dpa1.training.distributed import World
 from dpa1.training.lowrank import MEANING, choose_parameters
 from dpa1.training.prepare import Data, check, evaluation_loader, sample
 from dpa1.training.residual_bias import fit_shift
+from dpa1.units import TRAINED
 
 NEW_LEVEL = "finetuned"
 KEPT = ("trained_elements", "licence")  # of what a base says about itself
@@ -286,10 +287,11 @@ def table(change: Change) -> str:
         rows += [("replay set", "base", change.forgotten["before"]), ("", "fine-tuned", change.forgotten["after"])]
     if not rows:
         return "before and after: not measured, since there are no validation or test data"
-    shown = (("energy", "meV/atom"), ("force", "meV/Å"), ("virial", "meV/atom"))
-    lines = [f"{'RMSE':<12}{'':<22}{'frames':>8}" + "".join(f"{q + ' ' + unit:>18}" for q, unit in shown)]
+    lines = [
+        f"{'RMSE':<12}{'':<22}{'frames':>8}" + "".join(f"{q + ' ' + unit:>18}" for q, (_, unit) in TRAINED.items())
+    ]
     for title, who, errors in rows:
-        cells = "".join(f"{_cell(errors[f'{q}_rmse']):>18}" for q, _ in shown)
+        cells = "".join(f"{_cell(factor * errors[f'{q}_rmse']):>18}" for q, (factor, _) in TRAINED.items())
         lines.append(f"{title:<12}{who:<22}{errors['n_frames']:>8}{cells}")
     if change.forgotten:
         lines.append("replay set: frames the base was trained on, with the base's energy bias")
@@ -323,7 +325,7 @@ def _worse(change: Change) -> list[str]:
 
 
 def _cell(value: float) -> str:
-    return "–" if value != value else f"{1e3 * value:.4g}"
+    return "–" if value != value else f"{value:.4g}"
 
 
 def _source_level(base: Potential, name: str, level: str | None) -> int:

@@ -25,6 +25,7 @@ from dpa1.training.distributed import World
 from dpa1.training.per_source import PerSource, several, table
 from dpa1.training.prepare import Data, evaluation_loader
 from dpa1.training.trainer import Progress
+from dpa1.units import rmse_in_words
 
 
 def measure_errors(potential: Potential, share: tuple[Loader, list[np.ndarray]], world: World) -> dict[str, Any]:
@@ -109,14 +110,8 @@ def summary(errors: dict[str, dict[str, Any]], model: Path, progress: Progress) 
         lines[0] += f"; the model is the best one, of step {progress.best_step}"
     for part, values in errors.items():
         if values:
-            shown = [
-                f"{quantity} {1000 * values[f'{quantity}_rmse']:.4g} {unit}"
-                for quantity, unit in (("energy", "meV/atom"), ("force", "meV/Å"), ("virial", "meV/atom"))
-                if not math.isnan(values[f"{quantity}_rmse"])
-            ]
-            lines.append(
-                f"RMSE on {counted(values['n_frames'], f'{part} frame')}: {', '.join(shown) or 'they have no labels'}"
-            )
+            shown = rmse_in_words(values) or "they have no labels"
+            lines.append(f"RMSE on {counted(values['n_frames'], f'{part} frame')}: {shown}")
             if values["sources"]:
                 lines.append(table(part, values["sources"]))
     return "\n".join([*lines, f"model: {model}"])

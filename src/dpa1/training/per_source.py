@@ -14,6 +14,7 @@ from dpa1.container import replace_file
 from dpa1.data.dataset import Dataset
 from dpa1.model.metrics import MEANS, means
 from dpa1.training.distributed import World
+from dpa1.units import TRAINED
 
 COLUMNS = ("step", "part", "source", "level", "frames", *MEANS)
 ALL = "all"  # the source of a row that sums over a level
@@ -87,15 +88,15 @@ def table(part: str, rows: list[dict[str, Any]]) -> str:
     """Plain text, meV and Å."""
     width = max(len(row["source"]) for row in rows)
     head = f"{part:<{width}}  {'level':<12}{'frames':>8}" + "".join(
-        f"{q:>17}" for q in ("energy meV/atom", "force meV/Å", "virial meV/atom")
+        f"{quantity + ' ' + unit:>17}" for quantity, (_, unit) in TRAINED.items()
     )
-    lines = [head, f"{'':<{width}}  {'':<12}{'':>8}" + f"{'RMSE    MAE':>17}" * 3]
+    lines = [head, f"{'':<{width}}  {'':<12}{'':>8}" + f"{'RMSE    MAE':>17}" * len(TRAINED)]
     for row in rows:
-        cells = "".join(f"{_cell(row, q, 'rmse') + _cell(row, q, 'mae'):>17}" for q in ("energy", "force", "virial"))
+        cells = "".join(f"{_cell(row, q, 'rmse') + _cell(row, q, 'mae'):>17}" for q in TRAINED)
         lines.append(f"{row['source']:<{width}}  {row['level']:<12}{row['frames']:>8}{cells}")
     return "\n".join(lines)
 
 
 def _cell(row: dict[str, Any], quantity: str, kind: str) -> str:
-    value = 1e3 * row[f"{quantity}_{kind}"]
+    value = TRAINED[quantity][0] * row[f"{quantity}_{kind}"]
     return f"{'–':>8}" if value != value else f"{value:>8.4g}"

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from dpa1.units import TRAINED
+
 LINE_SECONDS = 5.0  # at most one plain line in this time
 
 
@@ -114,10 +116,10 @@ def _can_redraw(console: Console) -> bool:
 def _errors(values: dict[str, float]) -> str:
     """``energy 1.2 | 1.4 meV/atom, force 31 | 35 meV/Å``: training | validation."""
     parts = []
-    for quantity, unit in (("energy", "meV/atom"), ("force", "meV/Å"), ("virial", "meV/atom")):
+    for quantity, (factor, unit) in TRAINED.items():
         numbers = [values.get(f"{part}_{quantity}_rmse", math.nan) for part in ("train", "valid")]
         if not all(math.isnan(x) for x in numbers):
-            shown = " | ".join(f"{1000 * x:.4g}" for x in numbers if not math.isnan(x))
+            shown = " | ".join(f"{factor * x:.4g}" for x in numbers if not math.isnan(x))
             parts.append(f"{quantity} {shown} {unit}")
     return ", ".join(parts)
 
