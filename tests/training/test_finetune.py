@@ -22,7 +22,8 @@ from dpa1.model.potential import Potential
 from dpa1.model.replay import attach_replay
 from dpa1.training import finetune
 from dpa1.training.defaults import (
-    HANDFUL_RATE,
+    ENOUGH,
+    LEAST_RATE,
     MANY_RATE,
     RATE,
     batch_for,
@@ -499,9 +500,10 @@ def test_a_batch_is_chosen_unless_it_is_asked_for(asked, said):
     ("formulas", "rate", "method"),
     [
         (["Cu", "Au", "CuAu"], MANY_RATE, "lora"),
-        (["Cu", "Cu", "CuAu", "Cu2Au2"], RATE, "full"),  # two of four
-        (["Cu"], HANDFUL_RATE, "full"),
-        (["Cu", "Cu", "Cu"], HANDFUL_RATE, "full"),
+        (["Cu100", "Cu100", "Cu50Au50", "Cu50Au50"], RATE, "full"),  # two of four
+        ([f"Cu{ENOUGH}"], RATE, "full"),
+        (["Cu100", "Cu100"], 8e-4, "full"),  # a quarter of it for half of the atoms, to one digit
+        (["Cu", "Cu", "Cu"], LEAST_RATE, "full"),
         ([f"Cu{n}Au" for n in range(1, 31)], RATE, "full"),
     ],
 )
@@ -516,7 +518,8 @@ def test_compositions_are_counted_whatever_the_cell():
 
 
 @pytest.mark.parametrize(
-    ("frames", "said", "rate"), [(5, "of many compositions", MANY_RATE), (1, "1 frame would soon be", HANDFUL_RATE)]
+    ("frames", "said", "rate"),
+    [(5, "of many compositions", MANY_RATE), (1, "1 frame with 8 atoms would soon be", LEAST_RATE)],
 )
 def test_a_low_rate_is_said(base, tmp_path, frames, said, rate):
     write(tmp_path / "mixed.xyz", emt_frames(frames))  # 4 compositions, or one

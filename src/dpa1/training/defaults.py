@@ -17,7 +17,8 @@ VALIDATED = 20  # frames from which a part is held out for validation
 FEW = 30  # frames below which it matters of how many compositions they are
 RATE = 3e-3
 MANY_RATE = 3e-4  # for few frames of many compositions, which tell little of each
-HANDFUL, HANDFUL_RATE = 4, 1e-3  # fewer frames than this are soon learned by heart
+ENOUGH = 400  # atoms in all frames; the rate falls with the square of their number below, since fewer are soon learned by heart
+LEAST_RATE = 5e-5
 EPOCH = 8  # steps that see every one of few frames once, at least: many small steps learn more from them
 
 
@@ -71,8 +72,11 @@ def choose(config: RunConfig, train: Dataset, replayed: Dataset | None = None) -
             lines.append(
                 "a low learning rate, because the few frames are of many compositions, each known from hardly any"
             )
-        elif frames < HANDFUL:
-            lines.append(f"a low learning rate, because {counted(frames, 'frame')} would soon be learned by heart")
+        elif chosen["learning_rate"] < RATE:
+            atoms = counted(int(train.table.n_atoms.sum()), "atom")
+            lines.append(
+                f"a low learning rate, because {counted(frames, 'frame')} with {atoms} would soon be learned by heart"
+            )
     if "ema" not in given:
         chosen["ema"] = 0.99 if chosen.get("steps", config.training.steps) < 2000 else 0.999
     config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
@@ -102,10 +106,11 @@ def steps_for(frames: int) -> int:
 
 
 def rate_for(table: FrameTable) -> float:
-    """Learning rate unless one is asked for; low for few frames of more than half as many compositions, and for a handful."""
+    """Learning rate unless one is asked for; low for few frames of more than half as many compositions, and for few atoms."""
     if scattered(table):
         return MANY_RATE
-    return HANDFUL_RATE if len(table) < HANDFUL else RATE
+    share = min(1.0, int(table.n_atoms.sum()) / ENOUGH)
+    return float(f"{max(LEAST_RATE, RATE * share**2):.1g}")
 
 
 def scattered(table: FrameTable) -> bool:
