@@ -18,6 +18,7 @@ from dpa1.analysis.element_plots import PERIODS, element_figure, element_scenes
 from dpa1.analysis.elements import element_map
 from dpa1.analysis.page import Section, Table, image
 from dpa1.data.dataset import open_dataset
+from dpa1.units import TRAINED
 
 MODELS = ("base, as it is", "fine-tuned", "from scratch")
 COLOURS = dict(zip(MODELS, ("0.6", "C0", "C1"), strict=True))
@@ -29,14 +30,14 @@ def compare(potentials: Mapping[str, Any], frames: Sequence[Any], level: str) ->
     """Evaluate each on the same frames, and print the table."""
     table = Printed(box=None)
     table.add_column("model")
-    for quantity in ("energy", "force", "virial"):
-        table.add_column(f"{quantity} RMSE, {page.UNITS[quantity][1]}", justify="right")
+    for quantity, (_, unit) in TRAINED.items():
+        table.add_column(f"{quantity} RMSE, {unit}", justify="right")
     found = {}
     for name, potential in potentials.items():
         own = level if len(potential.levels) > 1 else None
         found[name] = page.survey(potential, frames, "test" if name == "fine-tuned" else f"test ({name})", level=own)
         errors = found[name].result
-        table.add_row(name, *(f"{1e3 * errors[f'{q}_rmse']:.4g}" for q in ("energy", "force", "virial")))
+        table.add_row(name, *(f"{factor * errors[f'{q}_rmse']:.4g}" for q, (factor, _) in TRAINED.items()))
     Console(highlight=False).print(table)
     return found
 
@@ -99,7 +100,7 @@ def write_report(
     curves, axes = plots.new_figure(1, 3)
     for axis, quantity in zip(axes, ("energy", "force", "virial"), strict=True):
         _curves(axis, folder, quantity)
-        axis.set_title(f"{quantity} RMSE ({page.UNITS[quantity][1]})", fontsize=10)
+        axis.set_title(f"{quantity} RMSE ({TRAINED[quantity][1]})", fontsize=10)
     parity = [image(plots.parity(found[name].points, found[name].result)) for name in MODELS[1:]]
     shown = element_map(base)
     sections = [
