@@ -98,9 +98,9 @@ def write_report(
 ) -> None:  # fmt: skip
     """``report.html``: everything on one page that opens offline."""
     curves, axes = plots.new_figure(1, 3)
-    for axis, quantity in zip(axes, ("energy", "force", "virial"), strict=True):
+    for axis, (quantity, (_, unit)) in zip(axes, TRAINED.items(), strict=True):
         _curves(axis, folder, quantity)
-        axis.set_title(f"{quantity} RMSE ({TRAINED[quantity][1]})", fontsize=10)
+        axis.set_title(f"{quantity} RMSE ({unit})", fontsize=10)
     parity = [image(plots.parity(found[name].points, found[name].result)) for name in MODELS[1:]]
     shown = element_map(base)
     sections = [

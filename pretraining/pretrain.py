@@ -39,7 +39,7 @@ def pretrain(datasets: Path, folder: Path, arguments: list[str], start: str | No
     if not (data / "held_back.json").exists():
         prepare(datasets, data)
     changes = stages()
-    runs = [folder / f"run-{number}" for number in range(1, len(changes) + 1)]
+    runs = runs_in(folder)
     if start and (runs[0] / "config.yaml").exists():
         raise UserError(f"{runs[0]} starts from random weights; for a run that starts from {start} name another folder")
     begun = [k for k, run in enumerate(runs) if (run / "config.yaml").exists()]
@@ -70,9 +70,14 @@ def stages() -> list[dict[str, Any]]:
     return [{}, *read_values(HERE / "larger-steps.yaml")]
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The folder of each stage, begun or not."""
+    return [folder / f"run-{number}" for number in range(1, len(stages()) + 1)]
+
+
 def last_run(folder: Path, name: str) -> Path:
     """The folder of the last stage that has left a model of that name."""
-    found = [run for k in range(len(stages())) if ((run := folder / f"run-{k + 1}") / name).exists()]
+    found = [run for run in runs_in(folder) if (run / name).exists()]
     if not found:
         raise UserError(
             f"{folder}: no stage of a pretraining there has left a {name} yet; call the command that trains it again"

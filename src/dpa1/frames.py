@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpa1.errors import UserError
+from dpa1.units import EV_PER_A3
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-GPA = 1.0 / 160.21766208  # eV/Å³ per GPa
+GPA = 1.0 / EV_PER_A3  # eV/Å³ per GPa
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+EV_PER_A3 = 160.21766208  # GPa
 # quantity → (factor from eV and Å, unit)
 SHOWN = {
     "energy": (1e3, "meV/atom"),
     "force": (1e3, "meV/Å"),
     "virial": (1e3, "meV/atom"),
-    "stress": (160.21766208, "GPa"),
+    "stress": (EV_PER_A3, "GPa"),
 }
-TRAINED = {
-    quantity: SHOWN[quantity] for quantity in ("energy", "force", "virial")
-}  # stress is the virial in other words
+# Those a training fits; stress is the virial in other words.
+TRAINED = {quantity: SHOWN[quantity] for quantity in ("energy", "force", "virial")}
 
 
 def rmse_in_words(errors: Mapping[str, Any]) -> str:

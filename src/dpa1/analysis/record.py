@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dpa1.frames import Frame
+from dpa1.units import EV_PER_A3
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,7 @@ class Recorder:
                 self.points["virial"].add(frame.virial.ravel() / n, virial[k].ravel() / n)
             error = None if frame.energy is None else 1e3 * (energy[k] - frame.energy) / n
             numbers = (
-                frame.energy, energy[k], error, 1e3 * rmse[k, 1], 1e3 * mae[k, 1], 1e3 * rmse[k, 2], 160.21766208 * rmse[k, 3]
+                frame.energy, energy[k], error, 1e3 * rmse[k, 1], 1e3 * mae[k, 1], 1e3 * rmse[k, 2], EV_PER_A3 * rmse[k, 3]
             )  # fmt: skip
             self._writer.writerow([frame.source, frame.index, n, *(_cell(x) for x in numbers)])
             start += n
