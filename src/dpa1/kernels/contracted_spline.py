@@ -43,20 +43,27 @@ class _Contracted(torch.autograd.Function):
         return product
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *product_bar: Tensor) -> tuple[Tensor | None, ...]:
         place, row, table, rows, weights = ctx.saved_tensors
-        product_bar = cotangents[0].contiguous().transpose(1, 2)  # the order in which small products are fast
         if torch.is_grad_enabled():
-            slope, value = (spline_values(d, place, row, table) for d in (1, 0))
-            along, rows_bar = torch.bmm(slope, product_bar), torch.bmm(value, product_bar)
-        else:
-            slopes = spline_weights(1, place.reshape(-1)).view(*place.shape, -1)
-            along, rows_bar = torch.empty_like(rows), torch.empty_like(rows)
-            for some in _few(place, table):
-                slope, value = spline_sums(row[some], table, slopes[some], weights[some])
-                torch.bmm(slope, product_bar[some], out=along[some])
-                torch.bmm(value, product_bar[some], out=rows_bar[some])
+            return cotangents_of(product_bar[0], place, row, table, rows)
+        bar = product_bar[0].contiguous().transpose(1, 2)  # the order in which small products are fast
+        slopes = spline_weights(1, place.reshape(-1)).view(*place.shape, -1)
+        along, rows_bar = torch.empty_like(rows), torch.empty_like(rows)
+        for some in _few(place, table):
+            slope, value = spline_sums(row[some], table, slopes[some], weights[some])
+            torch.bmm(slope, bar[some], out=along[some])
+            torch.bmm(value, bar[some], out=rows_bar[some])
         return (rows * along).sum(-1), None, None, rows_bar
+
+
+def cotangents_of(
+    product_bar: Tensor, place: Tensor, row: Tensor, table: Tensor, rows: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Those of the inputs of ``run`` from that of P (N, 4, C), differentiable in place and rows."""
+    bar = product_bar.contiguous().transpose(1, 2)
+    slope, value = (spline_values(d, place, row, table) for d in (1, 0))
+    return (rows * torch.bmm(slope, bar)).sum(-1), None, None, torch.bmm(value, bar)
 
 
 def _few(place: Tensor, table: Tensor) -> Iterator[slice]:

@@ -71,6 +71,7 @@ PATHS = (
     Path("embedding", "cpu", "dpa1.kernels.embedding", "embedding net with its slope carried along"),
     Path("fitting", "cpu", "dpa1.kernels.fitting", "fitting net with hand-derived derivatives"),
     Path("contracted_embedding", "cpu", "dpa1.kernels.contracted_embedding", "embedding net contracted with its slope"),
+    Path("contracted_spline", "cpu", "dpa1.kernels.compiled_spline", "spline tables contracted in a compiled loop"),
     Path("contracted_spline", "cpu", "dpa1.kernels.contracted_spline", "spline tables contracted some atoms at a time"),
     Path("attention_layer", "cpu", "dpa1.kernels.attention", "attention layer with hand-derived derivatives"),
     Path("projected_layer", "cpu", "dpa1.kernels.projected", "attention layer on tabulated queries, keys and values"),

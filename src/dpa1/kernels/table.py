@@ -94,23 +94,24 @@ def _polynomials() -> np.ndarray:
 
 
 @cache
-def _coefficients(derivative: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Those of ``_polynomials``, sent to a device once: within a CUDA graph nothing can be."""
+def polynomials(derivative: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(6 − d, 6): [k, m] coefficient of (place − 1/2)^k in the d-th derivative of the weight m.
+
+    Sent to a device once: within a CUDA graph nothing can be.
+    """
     with torch.inference_mode(False):
-        return torch.from_numpy(_polynomials()[derivative]).to(device, dtype)
+        return torch.from_numpy(_polynomials()[derivative, : ORDER - derivative]).to(device, dtype)
 
 
 def spline_weights(derivative: int, place: Tensor) -> Tensor:
     """(P, 6) derivatives of the six weights at ``place`` (P,)."""
     if derivative > DEGREE:
         return place.new_zeros(len(place), ORDER)
-    coefficients = _coefficients(derivative, place.dtype, place.device)
     t = place - 0.5
     powers = [torch.ones_like(t), t]
     while len(powers) < ORDER - derivative:
         powers.append(powers[-1] * t)
-    powers = powers[: ORDER - derivative]
-    return torch.stack(powers, -1) @ coefficients[: ORDER - derivative]
+    return torch.stack(powers[: ORDER - derivative], -1) @ polynomials(derivative, place.dtype, place.device)
 
 
 def _rows(row: Tensor) -> Tensor:
