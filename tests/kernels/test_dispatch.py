@@ -35,6 +35,8 @@ def test_disagreement_is_loud_and_the_reference_runs(path, monkeypatch, caplog):
         return tuple(1.01 * part for part in result) if isinstance(result, tuple) else 1.01 * result
 
     monkeypatch.setattr(dispatch.import_module(path.module), "run", wrong)
+    others = tuple(other for other in dispatch.PATHS if other.operation != path.operation)
+    monkeypatch.setattr(dispatch, "PATHS", (*others, path))
     dispatch.proven.cache_clear()
     if path.error(path.precisions[-1], "cpu") is None:
         assert path.operation in ELSEWHERE
@@ -50,7 +52,7 @@ def test_disagreement_is_loud_and_the_reference_runs(path, monkeypatch, caplog):
             else:
                 assert all(torch.equal(a, b) for a, b in parts)
     dispatch.proven.cache_clear()
-    assert caplog.text.count("the slower reference runs instead") == 1
+    assert caplog.text.count("a slower way runs instead") == 1
     assert path.title in caplog.text
 
 

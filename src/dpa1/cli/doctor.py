@@ -50,7 +50,7 @@ def doctor_command(
                 f"differs by {check['float32_error']:.1e} eV/Å, {check['seconds']:.2f} s – {'ok' if check['ok'] else 'WRONG'}"
             )
             for path in check["fast_paths"]:
-                verdict = "ok" if path["ok"] else "WRONG, the slower reference runs instead"
+                verdict = "ok" if path["ok"] else "WRONG, a slower way runs instead"
                 typer.echo(
                     f"fast path: {path['path']}, {path['precision']} on {name}: "
                     f"differs by {path['error']:.1e} from the reference – {verdict}"

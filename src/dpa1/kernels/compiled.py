@@ -54,6 +54,13 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """The same memory, without gaps, so that each function is compiled once per precision."""
+    """The numbers without gaps, so that each function is compiled once per precision; to be read only."""
     found: np.ndarray = tensor.detach().contiguous().numpy()
+    return found
+
+
+def memory(tensor: Tensor) -> np.ndarray:
+    """The memory of a tensor without gaps, to be written to."""
+    assert tensor.is_contiguous()
+    found: np.ndarray = tensor.detach().numpy()
     return found

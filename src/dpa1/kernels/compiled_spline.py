@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpa1.kernels.compiled import array, available, loops
+from dpa1.kernels.compiled import array, available, loops, memory
 from dpa1.kernels.contracted_spline import cotangents_of
 from dpa1.kernels.table import polynomials
 
@@ -49,10 +49,10 @@ class _Contracted(torch.autograd.Function):
         place, row, table, rows = ctx.saved_tensors
         if torch.is_grad_enabled():
             return cotangents_of(product_bar[0], place, row, table, rows)
-        place_bar, rows_bar = torch.empty_like(place), torch.empty_like(rows)
+        place_bar, rows_bar = place.new_empty(place.shape), rows.new_empty(rows.shape)
         given = map(array, (product_bar[0], place, row, table, rows))
         weights = (array(polynomials(d, place.dtype, place.device)) for d in (0, 1))
-        _differentiate(*given, *weights, array(place_bar), array(rows_bar))
+        _differentiate(*given, *weights, memory(place_bar), memory(rows_bar))
         return place_bar, None, None, rows_bar
 
 

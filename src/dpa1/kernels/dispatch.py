@@ -73,6 +73,7 @@ PATHS = (
     Path("contracted_embedding", "cpu", "dpa1.kernels.contracted_embedding", "embedding net contracted with its slope"),
     Path("contracted_spline", "cpu", "dpa1.kernels.compiled_spline", "spline tables contracted in a compiled loop"),
     Path("contracted_spline", "cpu", "dpa1.kernels.contracted_spline", "spline tables contracted some atoms at a time"),
+    Path("attention_layer", "cpu", "dpa1.kernels.compiled_attention", "attention layer with compiled loops"),
     Path("attention_layer", "cpu", "dpa1.kernels.attention", "attention layer with hand-derived derivatives"),
     Path("projected_layer", "cpu", "dpa1.kernels.projected", "attention layer on tabulated queries, keys and values"),
     Path("spline", "cpu", "dpa1.kernels.table", "spline tables as weighted sums of rows"),
@@ -207,7 +208,7 @@ def proven(path: Path, dtype: torch.dtype, device: str) -> bool:
     good = error is not None and error <= proof.TOLERANCE.get(dtype, 0.0)
     if error is not None and not good:
         log.warning(
-            "the fast path '%s' differs from the reference by %.1e in %s on %s: the slower reference runs instead",
+            "the fast path '%s' differs from the reference by %.1e in %s on %s: a slower way runs instead",
             path.title, error, dtype, device,
         )  # fmt: skip
     return good
