@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dpa1.compiled import available, loops
 from dpa1.errors import UserError
 from dpa1.frames import Frame
 
 CLOSEST = 0.05  # Å; below this two atoms count as lying on one spot (1/r would swamp float32)
 PIECE = 1 << 14  # pairs
-ROWS = 1 << 10  # of a piece, where many have next to no pairs
+FAR = 512  # cells; atoms further out are sorted more slowly
 
 
 @dataclass(frozen=True)
@@ -67,67 +68,78 @@ def find_neighbors(frame: Frame, cutoff: float, threads: int = 1) -> Neighbors:
 
 
 def _both_ways(centre: np.ndarray, neighbor: np.ndarray, shift: np.ndarray, n_atoms: int) -> Neighbors:
-    """Every pair and its reverse, sorted by centre, neighbor and image.
-
-    First what belongs to each atom is brought together, then sorted as one integer a pair. Of more atoms than 16 bits can
-    number, for which numpy sorts by counting, two (four, …) are treated as one, and the integer says which it is.
-    """
-    most = int(max(shift.max(initial=0), -shift.min(initial=0)))
-    atom, side = max(n_atoms - 1, 0).bit_length(), (2 * most).bit_length()
-    image, within = 3 * side, max(0, atom - 16)
-    bits = within + atom + image
-    if bits > 63:  # more atoms than memory holds, or an atom thousands of cells away
-        return _by_columns(centre, neighbor, shift)
-    largest = 2 * most * ((1 << 2 * side) + (1 << side) + 1)
+    """Every pair and its reverse, sorted by centre, neighbor and image."""
     pairs = len(centre)
-    groups = np.empty(2 * pairs, dtype=np.uint16)
-    keys: np.ndarray = np.empty(2 * pairs, dtype=np.int32 if bits <= 31 else np.int64)
-    for some in pieces(pairs):
-        x, y, z = shift[some].T.astype(np.int64) + most
-        number = (x << 2 * side) + (y << side) + z
-        ways = (0, centre, neighbor, number), (pairs, neighbor, centre, largest - number)
-        for start, first, second, third in ways:
-            here = slice(start + some.start, start + some.start + len(third))
-            np.right_shift(first[some], within, out=groups[here], casting="unsafe")
-            key = first[some] & (1 << within) - 1
-            key <<= atom
-            key |= second[some]
-            key <<= image
-            np.bitwise_or(key, third, out=keys[here], casting="same_kind")
+    far = max(shift.max(initial=0), -shift.min(initial=0)) >= FAR
+    if far or n_atoms >= 1 << 31 or not available():
+        return _by_columns(centre, neighbor, shift)
     counts = np.bincount(centre, minlength=n_atoms) + np.bincount(neighbor, minlength=n_atoms)
-    grouped = np.add.reduceat(counts, np.arange(0, n_atoms, 1 << within)) if within else counts
-    keys = _sorted_rows(keys[np.argsort(groups, kind="stable")], grouped)
     found = Neighbors(
         np.repeat(np.arange(n_atoms), counts),
         np.empty(2 * pairs, dtype=np.int64),
         np.empty((2 * pairs, 3), dtype=shift.dtype),
     )
-    for some in pieces(2 * pairs):
-        key = keys[some]
-        found.neighbor[some] = key >> image & (1 << atom) - 1
-        for k, shifted in enumerate((2 * side, side, 0)):
-            found.shift[some, k] = (key >> shifted & (1 << side) - 1) - most
+    grouped = np.empty((2 * pairs, 2), dtype=np.int32)
+    _arrange(centre, neighbor, np.ascontiguousarray(shift), np.cumsum(counts), grouped, found.neighbor, found.shift)
     return found
 
 
-def _sorted_rows(keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Each group's ``keys`` sorted, ``counts`` of which follow one another; many groups at once, as rows of one length.
+@loops
+def _arrange(
+    centre: np.ndarray,
+    neighbor: np.ndarray,
+    shift: np.ndarray,
+    ends: np.ndarray,
+    grouped: np.ndarray,
+    neighbors: np.ndarray,
+    shifts: np.ndarray,
+) -> None:
+    """Pairs and their reverses brought together by atom, then handed on to the other atom of each in the order of the first.
 
-    numpy sorts short rows without branches.
+    ``ends`` (N,): where the pairs of each atom end. ``grouped`` (2 P, 2) is filled with the other atom and the image as one
+    number, for which there is room up to ``FAR`` cells.
     """
-    ends, last = np.cumsum(counts), np.iinfo(keys.dtype).max
-    first = start = 0
-    while first < len(counts):
-        fitting = int(np.searchsorted(ends, start + PIECE, side="right"))
-        rows = slice(first, min(max(fitting, first + 1), first + ROWS))
-        some = slice(start, int(ends[rows.stop - 1]))
-        filled = np.arange(counts[rows].max()) < counts[rows, None]
-        padded = np.full(filled.shape, last)
-        padded[filled] = keys[some]
-        padded.sort(axis=1)
-        keys[some] = padded[filled]
-        first, start = rows.stop, some.stop
-    return keys
+    free = np.empty_like(ends)
+    free[0] = 0
+    free[1:] = ends[:-1]
+    for p in range(len(centre)):
+        i, j = centre[p], neighbor[p]
+        x, y, z = shift[p, 0], shift[p, 1], shift[p, 2]
+        # The pair (i, j, S) is the reverse of (j, i, −S), by which it is handed on.
+        place = free[i]
+        grouped[place, 0], grouped[place, 1] = j, ((FAR - x) << 20) + ((FAR - y) << 10) + FAR - z
+        free[i] += 1
+        place = free[j]
+        grouped[place, 0], grouped[place, 1] = i, ((FAR + x) << 20) + ((FAR + y) << 10) + FAR + z
+        free[j] += 1
+    free[0] = 0
+    free[1:] = ends[:-1]
+    begin = 0
+    for i in range(len(ends)):
+        for k in range(begin, ends[i]):
+            j, image = grouped[k, 0], grouped[k, 1]
+            place = free[j]
+            free[j] += 1
+            neighbors[place] = i
+            shifts[place, 0], shifts[place, 1], shifts[place, 2] = image >> 20, image >> 10 & 1023, image & 1023
+            for x in range(3):
+                shifts[place, x] -= FAR
+        begin = ends[i]
+    begin = 0
+    for i in range(len(ends)):
+        for k in range(begin + 1, ends[i]):
+            # Images of one neighbor are few, so each is inserted where it belongs.
+            place = k
+            while place > begin and neighbors[place - 1] == neighbors[place]:
+                x = 0
+                while x < 2 and shifts[place - 1, x] == shifts[place, x]:
+                    x += 1
+                if shifts[place - 1, x] <= shifts[place, x]:
+                    break
+                for x in range(3):
+                    shifts[place - 1, x], shifts[place, x] = shifts[place, x], shifts[place - 1, x]
+                place -= 1
+        begin = ends[i]
 
 
 def pieces(count: int) -> Iterator[slice]:
@@ -137,7 +149,7 @@ def pieces(count: int) -> Iterator[slice]:
 
 
 def _by_columns(centre: np.ndarray, neighbor: np.ndarray, shift: np.ndarray) -> Neighbors:
-    """The same, column by column."""
+    """The same by numpy alone."""
     centre, neighbor = np.concatenate([centre, neighbor]), np.concatenate([neighbor, centre])
     shift = np.concatenate([shift, -shift])
     order = np.lexsort((*shift.T[::-1], neighbor, centre))

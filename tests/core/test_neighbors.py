@@ -60,7 +60,7 @@ def test_equals_brute_force(seed, pbc, atoms, left_handed, unwrapped):
 @pytest.mark.parametrize(
     ("atoms", "pairs"), [(5, 0), (5, 300), (700, 2 * module.PIECE), (5000, 90), (70_000, 9000), (2**22, 90)]
 )
-def test_pairs_sorted_as_integers_are_those_sorted_by_columns(atoms, pairs):
+def test_pairs_handed_on_are_those_sorted_by_columns(atoms, pairs):
     rng = np.random.default_rng(0)
     centre, neighbor = rng.integers(0, atoms, (2, pairs))
     shift = rng.integers(-3, 4, (pairs, 3)).astype(np.int32)
@@ -70,11 +70,25 @@ def test_pairs_sorted_as_integers_are_those_sorted_by_columns(atoms, pairs):
         assert np.array_equal(getattr(found, name), getattr(columns, name))
 
 
-def test_shifts_too_large_for_one_integer_are_sorted_by_columns(monkeypatch):
-    used = []
-    monkeypatch.setattr(module, "_by_columns", lambda *x: used.append(x))
-    module._both_ways(*np.zeros((2, 1), dtype=np.int64), np.full((1, 3), 2**22, dtype=np.int32), 5)
-    assert used
+@pytest.mark.parametrize(("furthest", "slow"), [(module.FAR - 1, False), (module.FAR, True), (2**22, True)])
+def test_atoms_far_out(furthest, slow, monkeypatch):
+    by_columns, used = module._by_columns, []
+    monkeypatch.setattr(module, "_by_columns", lambda *x: used.append(x) or by_columns(*x))
+    shift = np.array([[-furthest, 0, furthest], [furthest, 1, 0]], dtype=np.int32)
+    found = module._both_ways(np.array([3, 0]), np.array([1, 1]), shift, 5)
+    assert bool(used) == slow
+    assert found.centre.tolist() == [0, 1, 1, 3]
+    assert found.neighbor.tolist() == [1, 0, 3, 1]
+    assert found.shift.tolist() == [shift[1].tolist(), (-shift[1]).tolist(), (-shift[0]).tolist(), shift[0].tolist()]
+
+
+def test_without_numba(monkeypatch):
+    atoms = bulk("Cu") * (2, 2, 2)
+    expected = find_neighbors(from_ase(atoms), 5.0)
+    monkeypatch.setattr(module, "available", lambda: False)
+    found = find_neighbors(from_ase(atoms), 5.0)
+    for name in ("centre", "neighbor", "shift"):
+        assert np.array_equal(getattr(expected, name), getattr(found, name))
 
 
 def test_order_depends_on_neither_positions_nor_threads():

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpa1.compiled import available
 from dpa1.kernels import attention, attention_passes
 from dpa1.kernels import compiled_attention_loops as loops
+from dpa1.kernels.arrays import array, memory
 from dpa1.kernels.attention_passes import Optional, Passes, ScoresBack, ScoresTwice
-from dpa1.kernels.compiled import array, available, memory
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
 
 

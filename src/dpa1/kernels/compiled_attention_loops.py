@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dpa1.kernels.compiled import loops
+from dpa1.compiled import loops
 
 Array = np.ndarray
 Optional = Any  # an array or None

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpa1.kernels.compiled import array, available, loops, memory
+from dpa1.compiled import available, loops
+from dpa1.kernels.arrays import array, memory
 from dpa1.kernels.contracted_spline import cotangents_of
 from dpa1.kernels.table import polynomials
 

@@ -7,9 +7,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 log = logging.getLogger("dpa1")
 # Sums over channels may be regrouped, which vector instructions need; infinities and NaN stay what they are.
 REGROUPED = frozenset({"reassoc", "contract", "nsz"})
@@ -50,17 +47,4 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
         found: Callable[..., None] = numba.njit(function, cache=True, **options)
     except RuntimeError:  # neither the package's folder nor the user's can be written
         found = numba.njit(function, **options)
-    return found
-
-
-def array(tensor: Tensor) -> np.ndarray:
-    """The numbers without gaps, so that each function is compiled once per precision; to be read only."""
-    found: np.ndarray = tensor.detach().contiguous().numpy()
-    return found
-
-
-def memory(tensor: Tensor) -> np.ndarray:
-    """The memory of a tensor without gaps, to be written to."""
-    assert tensor.is_contiguous()
-    found: np.ndarray = tensor.detach().numpy()
     return found
