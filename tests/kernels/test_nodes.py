@@ -114,9 +114,8 @@ def errors(found, exact):
 
 @pytest.mark.parametrize("layers", [0, 1])
 @pytest.mark.parametrize("steepness", [1.0, 2.0])
-@pytest.mark.parametrize("seed", range(3))
-def test_nodes_lose_no_digits_in_single_precision(seed, steepness, layers, monkeypatch):
-    """With hundreds of nodes, as two atoms very close take, forces and gradients are as exact as without, up to chance."""
+def test_nodes_lose_no_digits_in_single_precision(steepness, layers, monkeypatch):
+    """With hundreds of nodes, as two atoms very close take, forces and gradients are as exact as without, on average."""
     counts = []
 
     def counted(*arguments, make_grid=nodes.make_grid):
@@ -126,17 +125,21 @@ def test_nodes_lose_no_digits_in_single_precision(seed, steepness, layers, monke
 
     monkeypatch.setattr("dpa1.kernels.embedding.make_grid", counted)
     monkeypatch.setattr("dpa1.model.blockwise.CHUNK_SLOTS", 10**5)
-    model, frame = potential(layers, "float32", seed), liquid(("O",), seed=seed)
-    frame.positions[1] = frame.positions[0] + 0.2
-    first = model.descriptor.embedding.layers[0]
-    first.weight.data[0] *= steepness
-    first.bias.data *= steepness
-    with_nodes = gradients(model, frame, monkeypatch, 1)
-    assert max(counts) > 200
-    without = gradients(model, frame, monkeypatch, 10**9)
-    exact = gradients(model.set_precision("float64"), frame, monkeypatch, 10**9)
-    for found, usual in zip(errors(with_nodes, exact), errors(without, exact), strict=True):
-        assert found < 3 * usual + 2e-7
+    with_nodes, without = [], []
+    for seed in range(4):
+        model, frame = potential(layers, "float32", seed), liquid(("O",), seed=seed)
+        frame.positions[1] = frame.positions[0] + 0.2
+        first = model.descriptor.embedding.layers[0]
+        first.weight.data[0] *= steepness
+        first.bias.data *= steepness
+        found = gradients(model, frame, monkeypatch, 1)
+        assert max(counts) > 200
+        usual = gradients(model, frame, monkeypatch, 10**9)
+        exact = gradients(model.set_precision("float64"), frame, monkeypatch, 10**9)
+        with_nodes.append(errors(found, exact))
+        without.append(errors(usual, exact))
+    for found, usual in zip(np.mean(with_nodes, 0), np.mean(without, 0), strict=True):
+        assert found < 2 * usual + 2e-7
 
 
 def test_step_of_training_uses_them_and_nothing_else(monkeypatch):

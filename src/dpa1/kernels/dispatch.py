@@ -67,8 +67,10 @@ PATHS = (
     Path("embedding", "cuda", "dpa1.kernels.gpu.embedding", "embedding net in one kernel"),
     Path("gated_attention", "cuda", "dpa1.kernels.gpu.attention", "attention tile by tile"),
     Path("contraction", "cuda", "dpa1.kernels.gpu.contraction", "contraction over neighbours in one kernel"),
+    Path("environment", "cpu", "dpa1.kernels.compiled_environment", "environment matrix in a compiled loop"),
     Path("environment", "cpu", "dpa1.kernels.environment", "environment matrix with hand-derived derivatives"),
     Path("embedding", "cpu", "dpa1.kernels.embedding", "embedding net with its slope carried along"),
+    Path("descriptor_product", "cpu", "dpa1.kernels.compiled_descriptor", "descriptor in a compiled loop"),
     Path("fitting", "cpu", "dpa1.kernels.fitting", "fitting net with hand-derived derivatives"),
     Path("contracted_embedding", "cpu", "dpa1.kernels.contracted_embedding", "embedding net contracted with its slope"),
     Path("contracted_spline", "cpu", "dpa1.kernels.compiled_spline", "spline tables contracted in a compiled loop"),
@@ -149,6 +151,11 @@ def spline(place: Tensor, row: Tensor, tables: Sequence[Tensor]) -> tuple[Tensor
 def contraction(features: Tensor, rows: Tensor) -> Tensor:
     """See ``reference.contraction``."""
     return _pick("contraction", features.dtype, features.device, features, rows)
+
+
+def descriptor_product(matrix: Tensor, axis: int, appended: Tensor | None) -> Tensor:
+    """See ``reference.descriptor_product``."""
+    return _pick("descriptor_product", matrix.dtype, matrix.device, matrix, axis, appended)
 
 
 def contracted_embedding(

@@ -67,7 +67,7 @@ class _Environment(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            return None, _Slope.apply(ctx.shape, *cotangents, *ctx.saved_tensors), None
+            return None, Slope.apply(ctx.shape, *cotangents, *ctx.saved_tensors), None
         weight_bar, rows_bar, direction_bar = cotangents
         return None, _slope(ctx.shape, weight_bar, rows_bar, direction_bar, *ctx.saved_tensors), None
 
@@ -110,7 +110,7 @@ def _slope(
     return out.to(vectors.dtype)
 
 
-class _Slope(torch.autograd.Function):
+class Slope(torch.autograd.Function):
     """``_slope``, differentiable by the cotangents; by the vectors, too, where that is wanted."""
 
     @staticmethod

@@ -249,6 +249,12 @@ def _contractions(dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample(inputs, 2, lambda run, x: run(*x))
 
 
+def _descriptors(dtype: torch.dtype) -> Iterator[Sample]:
+    for width in (0, 3):
+        inputs = [torch.randn(3, 6, 4, dtype=dtype), *([torch.randn(3, width, dtype=dtype)] if width else [])]
+        yield Sample(inputs, 1, lambda run, x: run(x[0], 2, x[1] if len(x) > 1 else None))
+
+
 def _products(dtype: torch.dtype) -> Iterator[Sample]:
     # As large as oneDNN is used for, and odd.
     for biased in (True, False):
@@ -280,6 +286,7 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[Sample]]] = {
     "gated_attention": _attentions,
     "attention_layer": _layers,
     "contraction": _contractions,
+    "descriptor_product": _descriptors,
     "projected_layer": _projected,
     "spline": _splines,
 }

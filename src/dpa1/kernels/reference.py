@@ -315,6 +315,7 @@ def contracted_spline(place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -
     return contraction(spline(place, row, (table,))[0], rows)
 
 
-def descriptor_product(matrix: Tensor, axis: int) -> Tensor:
-    """D = M · (M[:axis])ᵀ, flattened row-major. matrix (N, C, 4) → (N, C·axis)."""
-    return (matrix @ matrix[:, :axis].transpose(-1, -2)).flatten(1)
+def descriptor_product(matrix: Tensor, axis: int, appended: Tensor | None) -> Tensor:
+    """D = M · (M[:axis])ᵀ, flattened row-major, and what is appended. matrix (N, C, 4), (N, T) → (N, C·axis + T)."""
+    product = (matrix @ matrix[:, :axis].transpose(-1, -2)).flatten(1)
+    return product if appended is None else torch.cat([product, appended], dim=-1)

@@ -100,10 +100,8 @@ class Descriptor(nn.Module):
         else:
             assert config.mean_neighbors is not None
             product = product / config.mean_neighbors
-        descriptor = reference.descriptor_product(product, config.axis)
-        if config.append_type_embedding:
-            descriptor = torch.cat([descriptor, table[rows.centre_type]], dim=-1)
-        return descriptor
+        appended = table[rows.centre_type] if config.append_type_embedding else None
+        return dispatch.descriptor_product(product, config.axis, appended)
 
     def training_grid(self, closest: float, present: Tensor, centre_type: Tensor, neighbor_type: Tensor) -> Grid | None:
         """Splines that stand for the embedding net in a training step on pairs (P,) of these elements, none closer than so
