@@ -33,6 +33,7 @@ class Ours:
     """This package."""
 
     def __init__(self, device: str) -> None:
+        import numba  # noqa: F401
         import torch
 
         import dpa1.model.file

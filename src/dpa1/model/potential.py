@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from dpa1.simulate.ase import Dpa1Calculator
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-CHUNK_SLOTS = 3000  # neighbour slots evaluated at once: what attention makes of them in float64 stays in a CPU's cache
+CHUNK_SLOTS = 2000  # neighbour slots evaluated at once: what attention makes of them in float64 stays in a CPU's cache
 
 
 Level = int | Tensor  # one level's index, or (N,) that of each atom
