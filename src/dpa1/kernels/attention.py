@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import reference
-from dpa1.kernels.attention_passes import TORCH, Passes
+from dpa1.kernels.attention_passes import TORCH, Given, Passes
 from dpa1.kernels.by_reference import fresh, gradients, plain_attention
 from dpa1.kernels.products import batched, product
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
@@ -153,7 +153,8 @@ def _reverse(
     y_bar = _add(product(_rows(z_bar), parts.out_weight.t()).view_as(y), extra.y)
     ub, db = how.passes.outputs_back(y_bar, y, d, extra.d)
     t = batched(ub, _t(v))
-    found = how.passes.scores_back(t, e, g, w, f, s, db, extra.e, extra.s, how.options.temperature, geometry)
+    given = Given(t, e, g, w, f, s, db, how.options.temperature, geometry)
+    found = how.passes.scores_back(given, extra.e, extra.s)
     u_bar = torch.empty_like(u)
     qb, kb, vb = u_bar.chunk(3, dim=-1)
     batched(found.s_bar, k, qb)
@@ -196,9 +197,8 @@ class _Backward(torch.autograd.Function):
         u_along, ap_dot, rho2 = passes.units_along(ap, u, p_bar, rho)
         qa, ka, va = u_along.chunk(3, dim=-1)
         s_along, t_along = batched(qa, _t(k)).add_(batched(q, _t(ka))), batched(ub, _t(va))
-        made = passes.scores_twice(
-            s_along, t_along, t, e, g, w, f, s, db, ag, aw, af, ctx.how.options.temperature, geometry
-        )
+        given = Given(t, e, g, w, f, s, db, ctx.how.options.temperature, geometry)
+        made = passes.scores_twice(given, s_along, t_along, ag, aw, af)
         y_along = batched(made.b, v).add_(batched(made.eg, va))
         y_along, y2, d2 = passes.outputs_twice(y_along, y, d, made.d_along, ub)
         u2 = torch.empty_like(u)

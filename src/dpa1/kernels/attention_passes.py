@@ -13,7 +13,24 @@ import torch
 from torch import Tensor
 
 _layer_norm_backward = torch.ops.aten.native_layer_norm_backward
-Optional = Tensor | None
+OptionalTensor = Tensor | None
+
+
+class Given(NamedTuple):
+    """What both derivatives of the scores read: T, e, Γ, w (N, K), f and S − A₀ where there is a factor, D̄ (N, K), τ.
+
+    ``geometry``: whether the derivatives by w, Γ and f are wanted.
+    """
+
+    t: Tensor
+    e: Tensor
+    g: Tensor
+    w: Tensor
+    f: OptionalTensor
+    s: OptionalTensor
+    db: Tensor
+    tau: float
+    geometry: bool
 
 
 class ScoresBack(NamedTuple):
@@ -21,9 +38,9 @@ class ScoresBack(NamedTuple):
 
     s_bar: Tensor
     eg: Tensor
-    g_bar: Optional
-    f_bar: Optional
-    w_bar: Optional
+    g_bar: OptionalTensor
+    f_bar: OptionalTensor
+    w_bar: OptionalTensor
 
 
 class ScoresTwice(NamedTuple):
@@ -32,25 +49,25 @@ class ScoresTwice(NamedTuple):
     s_bar: Tensor
     b: Tensor
     e2: Tensor
-    s2: Optional
+    s2: OptionalTensor
     d_along: Tensor
     eg: Tensor
-    g2: Optional
-    f2: Optional
-    w2: Optional
+    g2: OptionalTensor
+    f2: OptionalTensor
+    w2: OptionalTensor
 
 
 class Passes(NamedTuple):
     """One implementation of all."""
 
     units: Callable[[Tensor], tuple[Tensor, Tensor]]
-    scores: Callable[[Tensor, Optional, float, float], tuple[Tensor, Optional]]
+    scores: Callable[[Tensor, OptionalTensor, float, float], tuple[Tensor, OptionalTensor]]
     weighted: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    outputs_back: Callable[[Tensor, Tensor, Tensor, Optional], tuple[Tensor, Tensor]]
-    scores_back: Callable[..., ScoresBack]
-    units_back: Callable[[Tensor, Tensor, Tensor, Optional], tuple[Tensor, Tensor]]
+    outputs_back: Callable[[Tensor, Tensor, Tensor, OptionalTensor], tuple[Tensor, Tensor]]
+    scores_back: Callable[[Given, OptionalTensor, OptionalTensor], ScoresBack]
+    units_back: Callable[[Tensor, Tensor, Tensor, OptionalTensor], tuple[Tensor, Tensor]]
     units_along: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-    scores_twice: Callable[..., ScoresTwice]
+    scores_twice: Callable[[Given, Tensor, Tensor, OptionalTensor, OptionalTensor, OptionalTensor], ScoresTwice]
     outputs_twice: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     units_twice: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     norm_twice: Callable[..., tuple[Tensor, Tensor]]
@@ -68,7 +85,7 @@ def _three(x: Tensor) -> Tensor:
     return x.unflatten(-1, (3, -1))
 
 
-def _add(x: Tensor, y: Optional) -> Tensor:
+def _add(x: Tensor, y: OptionalTensor) -> Tensor:
     return x if y is None else x.add_(y)
 
 
@@ -78,7 +95,7 @@ def units(p: Tensor) -> tuple[Tensor, Tensor]:
     return _three(p).mul_(_column(rho)).flatten(-2), rho
 
 
-def scores(s: Tensor, f: Optional, tau: float, null: float) -> tuple[Tensor, Optional]:
+def scores(s: Tensor, f: OptionalTensor, tau: float, null: float) -> tuple[Tensor, OptionalTensor]:
     """The exponent of e from products of queries and keys s, whose memory it takes; with a factor f also S − A₀."""
     s = s.mul_(tau)
     if f is None:
@@ -92,26 +109,15 @@ def weighted(e: Tensor, w: Tensor, g: Tensor, null: Tensor) -> tuple[Tensor, Ten
     return null.unsqueeze(1) + torch.bmm(e, _column(w)).squeeze(-1), e * g
 
 
-def outputs_back(y_bar: Tensor, y: Tensor, d: Tensor, d_extra: Optional) -> tuple[Tensor, Tensor]:
+def outputs_back(y_bar: Tensor, y: Tensor, d: Tensor, d_extra: OptionalTensor) -> tuple[Tensor, Tensor]:
     """ū = ȳ/D and D̄ = −ū·y, to which ``d_extra`` is added."""
     ub = y_bar / _column(d)
     return ub, _add((ub * y).sum(-1).neg_(), d_extra)
 
 
-def scores_back(
-    t: Tensor,
-    e: Tensor,
-    g: Tensor,
-    w: Tensor,
-    f: Optional,
-    s: Optional,
-    db: Tensor,
-    e_extra: Optional,
-    s_extra: Optional,
-    tau: float,
-    geometry: bool,
-) -> ScoresBack:
+def scores_back(given: Given, e_extra: OptionalTensor, s_extra: OptionalTensor) -> ScoresBack:
     """ē = Γ∘T + D̄ wᵀ and S̄ = f∘e∘ē, to each of which what is extra is added."""
+    t, e, g, w, f, s, db, tau, geometry = given
     e_bar = _add(torch.addcmul(_column(db) * w.unsqueeze(1), g, t), e_extra)
     s_bar = e_bar.mul_(e)
     f_bar = s_bar * s if s is not None and geometry else None
@@ -122,7 +128,7 @@ def scores_back(
     return ScoresBack(s_bar, e * g, e * t if geometry else None, f_bar, w_bar)
 
 
-def units_back(u_bar: Tensor, u: Tensor, rho: Tensor, rho_extra: Optional) -> tuple[Tensor, Tensor]:
+def units_back(u_bar: Tensor, u: Tensor, rho: Tensor, rho_extra: OptionalTensor) -> tuple[Tensor, Tensor]:
     """p̄ = ρ (Ū − u (u·Ū)) in the memory of Ū, and u·Ū (N, K, 3)."""
     dot = (_three(u_bar) * _three(u)).sum(-1)
     along = dot if rho_extra is None else dot.addcmul(rho, rho_extra)
@@ -138,22 +144,10 @@ def units_along(ap: Tensor, u: Tensor, p_bar: Tensor, rho: Tensor) -> tuple[Tens
 
 
 def scores_twice(
-    s_along: Tensor,
-    t_along: Tensor,
-    t: Tensor,
-    e: Tensor,
-    g: Tensor,
-    w: Tensor,
-    f: Optional,
-    s: Optional,
-    db: Tensor,
-    ag: Optional,
-    aw: Optional,
-    af: Optional,
-    tau: float,
-    geometry: bool,
+    given: Given, s_along: Tensor, t_along: Tensor, ag: OptionalTensor, aw: OptionalTensor, af: OptionalTensor
 ) -> ScoresTwice:
     """For directions of q·k (before τ) and of T, whose memory may be used, and of Γ̄, w̄ and f̄."""
+    t, e, g, w, f, s, db, tau, geometry = given
     s_along = s_along.mul_(tau)
     e_bar = torch.addcmul(_column(db) * w.unsqueeze(1), g, t)
     s_bar = e * e_bar

@@ -14,7 +14,7 @@ from dpa1.compiled import available
 from dpa1.kernels import attention, attention_passes
 from dpa1.kernels import compiled_attention_loops as loops
 from dpa1.kernels.arrays import array, memory
-from dpa1.kernels.attention_passes import Optional, Passes, ScoresBack, ScoresTwice
+from dpa1.kernels.attention_passes import Given, OptionalTensor, Passes, ScoresBack, ScoresTwice
 from dpa1.kernels.reference import AttentionOptions, AttentionWeights, Keys
 
 
@@ -28,11 +28,11 @@ def run(features: Tensor, keys: Keys, weights: AttentionWeights, options: Attent
     return attention.layer(COMPILED, features, keys, weights, options)
 
 
-def _array(x: Optional) -> np.ndarray | None:
+def _array(x: OptionalTensor) -> np.ndarray | None:
     return None if x is None else array(x)
 
 
-def _memory(x: Optional) -> np.ndarray | None:
+def _memory(x: OptionalTensor) -> np.ndarray | None:
     return None if x is None else memory(x)
 
 
@@ -42,7 +42,7 @@ def units(p: Tensor) -> tuple[Tensor, Tensor]:
     return p, rho
 
 
-def scores(s: Tensor, f: Optional, tau: float, null: float) -> tuple[Tensor, Optional]:
+def scores(s: Tensor, f: OptionalTensor, tau: float, null: float) -> tuple[Tensor, OptionalTensor]:
     if f is None:
         return attention_passes.scores(s, f, tau, null)
     out = torch.empty_like(s)
@@ -56,39 +56,28 @@ def weighted(e: Tensor, w: Tensor, g: Tensor, null: Tensor) -> tuple[Tensor, Ten
     return d, eg
 
 
-def outputs_back(y_bar: Tensor, y: Tensor, d: Tensor, d_extra: Optional) -> tuple[Tensor, Tensor]:
+def outputs_back(y_bar: Tensor, y: Tensor, d: Tensor, d_extra: OptionalTensor) -> tuple[Tensor, Tensor]:
     ub, db = torch.empty_like(y), torch.zeros_like(d) if d_extra is None else d_extra.clone()
     loops.outputs_back(*map(array, (y_bar, y, d)), memory(ub), memory(db))
     return ub, db
 
 
-def scores_back(
-    t: Tensor,
-    e: Tensor,
-    g: Tensor,
-    w: Tensor,
-    f: Optional,
-    s: Optional,
-    db: Tensor,
-    e_extra: Optional,
-    s_extra: Optional,
-    tau: float,
-    geometry: bool,
-) -> ScoresBack:
+def scores_back(given: Given, e_extra: OptionalTensor, s_extra: OptionalTensor) -> ScoresBack:
+    t, e, g, w, f, s, db, tau, geometry = given
     extra = e_extra is not None
     if extra == geometry or (s_extra is not None) != (extra and f is not None):
-        return attention_passes.scores_back(t, e, g, w, f, s, db, e_extra, s_extra, tau, geometry)
+        return attention_passes.scores_back(given, e_extra, s_extra)
     s_bar, eg = torch.empty_like(e), torch.empty_like(e)
-    given = [array(x) for x in (t, e, g, w, db)]
+    read = [array(x) for x in (t, e, g, w, db)]
     if extra:
-        loops.scores_back_with(*given, *map(_array, (e_extra, s_extra, f)), tau, memory(s_bar), memory(eg))
+        loops.scores_back_with(*read, *map(_array, (e_extra, s_extra, f)), tau, memory(s_bar), memory(eg))
         return ScoresBack(s_bar, eg, None, None, None)
     g_bar, w_bar, f_bar = torch.empty_like(e), torch.empty_like(w), None if f is None else torch.empty_like(e)
-    loops.scores_back(*given, *map(_array, (f, s)), tau, *map(_memory, (s_bar, eg, g_bar, w_bar, f_bar)))
+    loops.scores_back(*read, *map(_array, (f, s)), tau, *map(_memory, (s_bar, eg, g_bar, w_bar, f_bar)))
     return ScoresBack(s_bar, eg, g_bar, f_bar, w_bar)
 
 
-def units_back(u_bar: Tensor, u: Tensor, rho: Tensor, rho_extra: Optional) -> tuple[Tensor, Tensor]:
+def units_back(u_bar: Tensor, u: Tensor, rho: Tensor, rho_extra: OptionalTensor) -> tuple[Tensor, Tensor]:
     dot, extra = torch.empty_like(rho), torch.zeros_like(rho) if rho_extra is None else rho_extra
     loops.units_back(memory(u_bar), *map(array, (u, rho, extra)), memory(dot))
     return u_bar, dot
@@ -101,27 +90,15 @@ def units_along(ap: Tensor, u: Tensor, p_bar: Tensor, rho: Tensor) -> tuple[Tens
 
 
 def scores_twice(
-    s_along: Tensor,
-    t_along: Tensor,
-    t: Tensor,
-    e: Tensor,
-    g: Tensor,
-    w: Tensor,
-    f: Optional,
-    s: Optional,
-    db: Tensor,
-    ag: Optional,
-    aw: Optional,
-    af: Optional,
-    tau: float,
-    geometry: bool,
+    given: Given, s_along: Tensor, t_along: Tensor, ag: OptionalTensor, aw: OptionalTensor, af: OptionalTensor
 ) -> ScoresTwice:
+    t, e, g, w, f, s, db, tau, geometry = given
     if geometry or ag is None or aw is None or (af is None) != (f is None):
-        return attention_passes.scores_twice(s_along, t_along, t, e, g, w, f, s, db, ag, aw, af, tau, geometry)
+        return attention_passes.scores_twice(given, s_along, t_along, ag, aw, af)
     b, eg, d_along = torch.empty_like(e), torch.empty_like(e), torch.empty_like(w)
     s2 = None if f is None else torch.empty_like(e)
-    changed, given = map(memory, (s_along, t_along)), map(array, (t, e, g, w, db, ag, aw))
-    loops.scores_twice(*changed, *given, *map(_array, (f, s, af)), tau, *map(_memory, (b, eg, d_along, s2)))
+    changed, read = map(memory, (s_along, t_along)), map(array, (t, e, g, w, db, ag, aw))
+    loops.scores_twice(*changed, *read, *map(_array, (f, s, af)), tau, *map(_memory, (b, eg, d_along, s2)))
     return ScoresTwice(s_along, b, t_along, s2, d_along, eg, None, None, None)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from dpa1.compiled import loops
 
 Array = np.ndarray
-Optional = Any  # an array or None
+OptionalArray = Any  # an array or None
 
 
 @loops
@@ -78,14 +78,14 @@ def scores_back(
     g: Array,
     w: Array,
     db: Array,
-    f: Optional,
-    s: Optional,
+    f: OptionalArray,
+    s: OptionalArray,
     temperature: float,
     s_bar: Array,
     eg: Array,
     g_bar: Array,
     w_bar: Array,
-    f_bar: Optional,
+    f_bar: OptionalArray,
 ) -> None:
     tau = e.dtype.type(temperature)
     atoms, slots, _ = e.shape
@@ -121,8 +121,8 @@ def scores_back_with(
     w: Array,
     db: Array,
     e_extra: Array,
-    s_extra: Optional,
-    f: Optional,
+    s_extra: OptionalArray,
+    f: OptionalArray,
     temperature: float,
     s_bar: Array,
     eg: Array,
@@ -199,14 +199,14 @@ def scores_twice(
     db: Array,
     ag: Array,
     aw: Array,
-    f: Optional,
-    s: Optional,
-    af: Optional,
+    f: OptionalArray,
+    s: OptionalArray,
+    af: OptionalArray,
     temperature: float,
     b: Array,
     eg: Array,
     d_along: Array,
-    s2: Optional,
+    s2: OptionalArray,
 ) -> None:
     """S̄ takes the memory of ``s_along``, ∂Φ/∂e that of ``t_along``."""
     tau = e.dtype.type(temperature)
