@@ -157,7 +157,7 @@ atoms.rattle(0.1)
 
 def forces(queue):
     copy = atoms.copy()
-    copy.calc = potential.calculator(level="pbe")
+    copy.calc = potential.calculator(level="pbe", dtype="float64")
     queue.put(copy.get_forces())
 
 potential = dpa1.load("pbe")
