@@ -29,16 +29,14 @@ def available() -> bool:
 
 def loops(function: Callable[..., None]) -> Callable[..., None]:
     """The compiled function; it lets go of the interpreter's lock, so each thread may run its own."""
-    made: list[Callable[..., None]] = []
 
     def call(*arguments: Any) -> None:
-        if not made:
-            made.append(_compiled(function))
-        made[0](*arguments)
+        _compiled(function)(*arguments)
 
     return call
 
 
+@cache
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     import numba
 

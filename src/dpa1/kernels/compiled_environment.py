@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpa1.compiled import available, loops
 from dpa1.kernels.arrays import array, memory
-from dpa1.kernels.environment import Shape, Slope
+from dpa1.kernels.environment import Formed, Passes, Shape, environment
 
 
 def supports(vectors: Tensor, mask: Tensor, dtype: torch.dtype, start: float, cutoff: float, protection: float) -> bool:
@@ -25,38 +25,35 @@ def run(
     vectors: Tensor, mask: Tensor, dtype: torch.dtype, start: float, cutoff: float, protection: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``reference.environment``, differentiable to any order; third derivatives by the reference."""
-    out: tuple[Tensor, Tensor, Tensor] = _Environment.apply((dtype, start, cutoff, protection), vectors, mask)
+    return environment(COMPILED, vectors, mask, (dtype, start, cutoff, protection))
+
+
+def forward(shape: Shape, vectors: Tensor, mask: Tensor) -> Formed:
+    """Everything in one loop."""
+    dtype, *lengths = shape
+    wide = (mask.shape,) * 4 + ((*mask.shape, 4), (*mask.shape, 3))
+    made = Formed(*(torch.empty(size, dtype=dtype) for size in wide))
+    _forward(array(vectors), array(mask), *map(float, lengths), *map(memory, made))
+    return made
+
+
+def slope(
+    shape: Shape,
+    weight_bar: Tensor | None,
+    rows_bar: Tensor | None,
+    direction_bar: Tensor | None,
+    vectors: Tensor,
+    *saved: Tensor,
+) -> Tensor:
+    """v̄ (N, K, 3) from cotangents and mask, inverse, factor, distance and direction."""
+    _, start, cutoff, _ = shape
+    out = vectors.new_empty(vectors.shape)
+    bars = [None if bar is None else array(bar) for bar in (weight_bar, rows_bar, direction_bar)]
+    _slope(*bars, *map(array, saved), float(start), float(cutoff), memory(out))
     return out
 
 
-class _Environment(torch.autograd.Function):
-    """Switch (N, K), rows (N, K, 4), directions (N, K, 3)."""
-
-    @staticmethod
-    def forward(ctx: Any, shape: Shape, vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dtype, *lengths = shape
-        like = torch.empty(0, dtype=dtype)
-        weight, inverse, factor, distance = (like.new_empty(mask.shape) for _ in range(4))
-        rows, direction = like.new_empty(*mask.shape, 4), like.new_empty(*mask.shape, 3)
-        found = weight, rows, direction, inverse, factor, distance
-        _forward(array(vectors), array(mask), *map(float, lengths), *map(memory, found))
-        ctx.set_materialize_grads(False)
-        ctx.shape = shape
-        ctx.save_for_backward(vectors, mask, inverse, factor, distance, direction)
-        return weight, rows, direction
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return None, Slope.apply(ctx.shape, *cotangents, *saved), None
-        vectors, mask, inverse, factor, distance, direction = saved
-        out = vectors.new_empty(vectors.shape)
-        bars = [None if bar is None else array(bar) for bar in cotangents]
-        _, start, cutoff, _ = ctx.shape
-        given = map(array, (mask, inverse, factor, distance, direction))
-        _slope(*bars, *given, float(start), float(cutoff), memory(out))
-        return None, out, None
+COMPILED = Passes(forward, slope)
 
 
 @loops
@@ -67,11 +64,11 @@ def _forward(
     cutoff: float,
     protection: float,
     weight: np.ndarray,
-    rows: np.ndarray,
-    direction: np.ndarray,
     inverse: np.ndarray,
     factor: np.ndarray,
     distance: np.ndarray,
+    rows: np.ndarray,
+    direction: np.ndarray,
 ) -> None:
     number = weight.dtype.type
     atoms, slots = mask.shape

@@ -10,51 +10,46 @@ With a graph kept, the derivatives are those of ``contracted_spline``.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
 from torch import Tensor
 
 from dpa1.compiled import available, loops
 from dpa1.kernels.arrays import array, memory
-from dpa1.kernels.contracted_spline import cotangents_of
+from dpa1.kernels.contracted_spline import Passes, contracted
+from dpa1.kernels.contracted_spline import supports as supported
 from dpa1.kernels.table import polynomials
 
 
 def supports(place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -> bool:
-    """A table that is constant."""
-    return not table.requires_grad and available()
+    """What ``contracted_spline`` does."""
+    return supported(place, row, table, rows) and available()
 
 
 def run(place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     """``reference.contracted_spline``, twice differentiable in ``place`` and ``rows``."""
-    product: Tensor = _Contracted.apply(place, row, table, rows)
-    return product.transpose(1, 2)
+    return contracted(COMPILED, place, row, table, rows)
 
 
-class _Contracted(torch.autograd.Function):
+def contract(place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     """P (N, 4, C)."""
+    product = rows.new_empty(len(rows), rows.shape[2], table.shape[1])
+    values = polynomials(0, place.dtype, place.device)
+    _contract(*map(array, (place, row, table, rows, values)), memory(product))
+    return product
 
-    @staticmethod
-    def forward(ctx: Any, place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(place, row, table, rows)
-        product = rows.new_empty(len(rows), rows.shape[2], table.shape[1])
-        _contract(
-            *map(array, (place, row, table, rows)), array(polynomials(0, place.dtype, place.device)), array(product)
-        )
-        return product
 
-    @staticmethod
-    def backward(ctx: Any, *product_bar: Tensor) -> tuple[Tensor | None, ...]:
-        place, row, table, rows = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return cotangents_of(product_bar[0], place, row, table, rows)
-        place_bar, rows_bar = place.new_empty(place.shape), rows.new_empty(rows.shape)
-        given = map(array, (product_bar[0], place, row, table, rows))
-        weights = (array(polynomials(d, place.dtype, place.device)) for d in (0, 1))
-        _differentiate(*given, *weights, memory(place_bar), memory(rows_bar))
-        return place_bar, None, None, rows_bar
+def differentiate(
+    product_bar: Tensor, place: Tensor, row: Tensor, table: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x̄ (N, K) and R̄ (N, K, 4)."""
+    place_bar, rows_bar = place.new_empty(place.shape), rows.new_empty(rows.shape)
+    weights = (polynomials(d, place.dtype, place.device) for d in (0, 1))
+    given = map(array, (product_bar, place, row, table, rows, *weights))
+    _differentiate(*given, memory(place_bar), memory(rows_bar))
+    return place_bar, rows_bar
+
+
+COMPILED = Passes(contract, differentiate)
 
 
 @loops

@@ -10,7 +10,8 @@ and the cotangent a of v̄ goes on to them by the same coefficients: w' d·a, c�
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,24 @@ from dpa1.kernels.wanted import geometry_wanted
 Shape = tuple[torch.dtype, float, float, float]  # precision, start of the switch, cutoff, protection
 
 
+class Formed(NamedTuple):
+    """w, i, q = s i, r (N, K), rows (N, K, 4) and d (N, K, 3)."""
+
+    weight: Tensor
+    inverse: Tensor
+    factor: Tensor
+    distance: Tensor
+    rows: Tensor
+    direction: Tensor
+
+
+class Passes(NamedTuple):
+    """How all is formed from the vectors, and v̄ from the cotangents, any of which may be missing."""
+
+    forward: Callable[[Shape, Tensor, Tensor], Formed]
+    slope: Callable[..., Tensor]
+
+
 def supports(vectors: Tensor, mask: Tensor, dtype: torch.dtype, start: float, cutoff: float, protection: float) -> bool:
     """Everything."""
     return True
@@ -32,7 +51,12 @@ def run(
     vectors: Tensor, mask: Tensor, dtype: torch.dtype, start: float, cutoff: float, protection: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``reference.environment``, differentiable to any order; third derivatives by the reference."""
-    out: tuple[Tensor, Tensor, Tensor] = _Environment.apply((dtype, start, cutoff, protection), vectors, mask)
+    return environment(TORCH, vectors, mask, (dtype, start, cutoff, protection))
+
+
+def environment(passes: Passes, vectors: Tensor, mask: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, by certain passes."""
+    out: tuple[Tensor, Tensor, Tensor] = _Environment.apply(passes, shape, vectors, mask)
     return out
 
 
@@ -46,30 +70,33 @@ class _Environment(torch.autograd.Function):
     """Switch (N, K), rows (N, K, 4), directions (N, K, 3)."""
 
     @staticmethod
-    def forward(ctx: Any, shape: Shape, vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dtype, start, cutoff, protection = shape
-        edge = functional.pad(vectors.new_full((1,), cutoff), (0, 2))
-        placed = torch.where(mask.unsqueeze(-1), vectors, edge)
-        exact = torch.linalg.vector_norm(placed, dim=-1)
-        direction = (placed / exact.unsqueeze(-1)).to(dtype)
-        distance = exact.to(dtype)
-        weight = reference.switch(distance, start, cutoff).mul_(mask)
-        inverse = (distance + protection).reciprocal_()
-        rows = weight.new_empty(*mask.shape, 4)
-        torch.mul(weight, inverse, out=rows[..., 0])
-        factor = rows[..., 0] * inverse
-        torch.mul(placed.to(dtype), factor.unsqueeze(-1), out=rows[..., 1:])
+    def forward(ctx: Any, passes: Passes, shape: Shape, vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        made = passes.forward(shape, vectors, mask)
         ctx.set_materialize_grads(False)
-        ctx.shape = shape
-        ctx.save_for_backward(vectors, mask, inverse, factor, distance, direction)
-        return weight, rows, direction
+        ctx.passes, ctx.shape = passes, shape
+        ctx.save_for_backward(vectors, mask, made.inverse, made.factor, made.distance, made.direction)
+        return made.weight, made.rows, made.direction
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            return None, Slope.apply(ctx.shape, *cotangents, *ctx.saved_tensors), None
-        weight_bar, rows_bar, direction_bar = cotangents
-        return None, _slope(ctx.shape, weight_bar, rows_bar, direction_bar, *ctx.saved_tensors), None
+        slope = _Slope.apply if torch.is_grad_enabled() else ctx.passes.slope
+        return None, None, slope(ctx.shape, *cotangents, *ctx.saved_tensors), None
+
+
+def _formed(shape: Shape, vectors: Tensor, mask: Tensor) -> Formed:
+    dtype, start, cutoff, protection = shape
+    edge = functional.pad(vectors.new_full((1,), cutoff), (0, 2))
+    placed = torch.where(mask.unsqueeze(-1), vectors, edge)
+    exact = torch.linalg.vector_norm(placed, dim=-1)
+    direction = (placed / exact.unsqueeze(-1)).to(dtype)
+    distance = exact.to(dtype)
+    weight = reference.switch(distance, start, cutoff).mul_(mask)
+    inverse = (distance + protection).reciprocal_()
+    rows = weight.new_empty(*mask.shape, 4)
+    torch.mul(weight, inverse, out=rows[..., 0])
+    factor = rows[..., 0] * inverse
+    torch.mul(placed.to(dtype), factor.unsqueeze(-1), out=rows[..., 1:])
+    return Formed(weight, inverse, factor, distance, rows, direction)
 
 
 def _coefficients(shape: Shape, inverse: Tensor, factor: Tensor, distance: Tensor) -> tuple[Tensor, ...]:
@@ -110,7 +137,10 @@ def _slope(
     return out.to(vectors.dtype)
 
 
-class Slope(torch.autograd.Function):
+TORCH = Passes(_formed, _slope)
+
+
+class _Slope(torch.autograd.Function):
     """``_slope``, differentiable by the cotangents; by the vectors, too, where that is wanted."""
 
     @staticmethod
