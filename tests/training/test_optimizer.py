@@ -5,6 +5,7 @@ import torch
 
 from dpa1.config.training import OptimizerConfig, TrainingConfig
 from dpa1.training.ema import Average
+from dpa1.training.muon import orthogonalised
 from dpa1.training.optimizer import (
     Clipper,
     gradient_length,
@@ -137,30 +138,52 @@ def test_muon_weight_decay_holds_matrices_and_their_biases_and_leaves_the_rest()
     assert torch.equal(vector, torch.full((6,), 2.0))
 
 
-def test_threads_share_the_matrices_and_change_nothing():
-    """Each matrix steps as torch's Muon steps it, whichever thread does."""
+def _moved(optimizer_of, threads):
+    """By how much four steps moved some matrices."""
     torch.manual_seed(2)
-    start = [torch.randn(6, 30), torch.randn(30, 30), torch.randn(12, 5)]
-    gradients = [[torch.randn_like(w) for w in start] for _ in range(4)]
-
-    def run(optimizer_of, rate_of):
-        weights = [w.clone().requires_grad_() for w in start]
-        optimizer = optimizer_of(weights)
-        for step, found in enumerate(gradients):
-            for weight, gradient in zip(weights, found, strict=True):
-                weight.grad = gradient.clone()
-            rate_of(optimizer, 1e-2 / (1 + step))
-            optimizer.step()
-        return weights
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    start = [torch.randn(shape) for shape in ((6, 30), (30, 30), (12, 5), (9, 10))]
+    weights = [w.clone().requires_grad_() for w in start]
+    optimizer, before = optimizer_of(weights), torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        shared = run(lambda w: make_optimizer(w, OptimizerConfig(kind="muon", weight_decay=0.1)), set_learning_rate)
+        for step in range(4):
+            for weight in weights:
+                weight.grad = torch.randn_like(weight)
+            set_learning_rate(optimizer, 1e-2 / (1 + step))
+            optimizer.step()
     finally:
         torch.set_num_threads(before)
-    plain = run(
-        lambda w: torch.optim.Muon(w, lr=0.0, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), set_learning_rate
-    )
-    for a, b in zip(shared, plain, strict=True):
+    return [w.detach() - x for w, x in zip(weights, start, strict=True)]
+
+
+def test_threads_share_the_matrices_and_change_nothing():
+    def muon(weights):
+        return make_optimizer(weights, OptimizerConfig(kind="muon", weight_decay=0.1))
+
+    for a, b in zip(_moved(muon, 1), _moved(muon, 2), strict=True):
         assert torch.equal(a, b)
+
+
+def test_muon_steps_as_that_of_torch_does_in_low_precision():
+    ours = _moved(lambda w: make_optimizer(w, OptimizerConfig(kind="muon", weight_decay=0.1)), 1)
+    theirs = _moved(lambda w: torch.optim.Muon(w, lr=0.0, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), 1)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() < 0.03 * b.norm()  # bfloat16 has three digits
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 40), (40, 4), (7, 13), (13, 7), (30, 64)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-6])
+def test_orthogonalised_acts_on_singular_values_alone(shape, smallest):
+    """Five times σ ← aσ + bσ³ + cσ⁵, of singular values spread down to ``smallest``."""
+    torch.manual_seed(3)
+    left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    sigma = torch.logspace(0, torch.log10(torch.tensor(smallest)), min(shape), dtype=torch.float64)
+    wanted = sigma / sigma.norm()
+    for _ in range(5):
+        wanted = 3.4445 * wanted - 4.7750 * wanted**3 + 2.0315 * wanted**5
+    expected = (left * wanted) @ right
+    for scale in (1e-3, 1.0, 1e5):
+        given = scale * (left * sigma) @ right
+        assert torch.allclose(orthogonalised(given), expected, atol=1e-9)
+        assert torch.allclose(orthogonalised(given.float()).double(), expected, atol=1e-3)
+    assert not torch.any(orthogonalised(torch.zeros(shape)))

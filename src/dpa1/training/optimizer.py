@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dpa1.config.training import OptimizerConfig, TrainingConfig
-from dpa1.model.threads import spread
+from dpa1.training.muon import MatrixMuon
 
 SMALLEST_MATRIX = 4  # rows or columns below which orthogonalising a matrix has no meaning left
 
 
 class Muon:
-    """Orthogonalised momentum for weight matrices (torch.optim.Muon), Adam for everything else.
+    """Orthogonalised momentum for weight matrices (``training/muon.py``), Adam for everything else.
 
     The step of a matrix has the root mean square that Adam's would have, so one learning rate serves both. Weight decay
     acts on the matrices: their steps do not shrink with the gradient, so in long runs they grow without it. It acts on
@@ -27,15 +27,7 @@ class Muon:
         matrices = [p for p in parameters if p.ndim == 2 and min(p.shape) >= SMALLEST_MATRIX]
         others = [p for p in parameters if p.ndim != 2 or min(p.shape) < SMALLEST_MATRIX]
         decay = config.weight_decay or 0.0
-        self._parts: list[torch.optim.Optimizer] = []
-        self._single: list[torch.optim.Muon] = []  # for each matrix, the largest first
-        if matrices:
-
-            def muon(some: list[Tensor]) -> torch.optim.Muon:
-                return torch.optim.Muon(some, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-
-            self._parts.append(muon(matrices))
-            self._single = [muon([p]) for p in sorted(matrices, key=torch.numel, reverse=True)]
+        self._parts: list[torch.optim.Optimizer] = [MatrixMuon(matrices, decay)] if matrices else []
         if others:
             shrinking = {id(p) for p in biases} if decay else set()
             groups = [
@@ -54,7 +46,7 @@ class Muon:
 
     @property
     def parts(self) -> list[torch.optim.Optimizer]:
-        """torch's Muon for matrices, AdamW for the rest; either may be missing."""
+        """``MatrixMuon`` for matrices, AdamW for the rest; either may be missing."""
         return self._parts
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -64,17 +56,8 @@ class Muon:
 
     def step(self) -> None:
         """Change the parameters."""
-        if self._single:
-            self._step_matrices(self._parts[0])
-        for part in self._parts[bool(self._single) :]:
+        for part in self.parts:
             part.step()
-
-    def _step_matrices(self, whole: torch.optim.Optimizer) -> None:
-        """Threads share the matrices, each of which is orthogonalised by itself."""
-        for single in self._single:
-            single.state, single.param_groups[0]["lr"] = whole.state, whole.param_groups[0]["lr"]
-        on_gpu = self._single[0].param_groups[0]["params"][0].is_cuda
-        spread(self._single, lambda single: single.step(), parallel=not on_gpu)
 
 
 class Composed(Protocol):
