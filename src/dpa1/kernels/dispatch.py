@@ -58,11 +58,13 @@ INTERPOLATED = Path(
     "training_embedding", "cpu", "dpa1.kernels.interpolated", "embedding net between nodes, in training"
 )
 DENSITY = Path("training_contraction", "cpu", "dpa1.kernels.density", "embedding net contracted on nodes, in training")
+PAIRS = Path("tabulated_pairs", "cpu", "dpa1.kernels.compiled_pairs", "tables without attention from pairs alone")
 PATHS = (
     PRODUCTS,
     BATCHED,
     INTERPOLATED,
     DENSITY,
+    PAIRS,
     Path("environment", "cuda", "dpa1.kernels.gpu.environment", "environment matrix in one kernel"),
     Path("embedding", "cuda", "dpa1.kernels.gpu.embedding", "embedding net in one kernel"),
     Path("gated_attention", "cuda", "dpa1.kernels.gpu.attention", "attention tile by tile"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import openblas, reference, wanted
-from dpa1.kernels.reference import AttentionOptions, AttentionWeights, DenseLayer, Keys
+from dpa1.kernels.reference import AttentionOptions, AttentionWeights, DenseLayer, Keys, Lookup
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
@@ -244,6 +244,28 @@ def _contracted_splines(dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample([torch.rand(3, 5, dtype=dtype), torch.randn(3, 5, 4, dtype=dtype)], 2, call)
 
 
+def _tabulated_pairs(dtype: torch.dtype) -> Iterator[Sample]:
+    vectors = torch.randn(9, 3, dtype=torch.float64) + 0.6
+    ends, centre = torch.tensor([4, 4, 9]), torch.tensor([1, 0, 1])
+    neighbor = torch.randint(0, 2, (9,))
+    statistics = [torch.tensor(values) for values in ((0.1, 0.3), (0.7, 1.2), (0.4, 0.9))]
+    grid = [torch.tensor(values) for values in ((3.0, 4.0, 5.0, 6.0), (2.0, 3.0, 1.5, 2.5), (60.0, 50.0, 40.0, 55.0))]
+    row, table = torch.tensor([0, 70, 130, 180]), torch.randn(240, 6)
+    for centred in (True, False):
+
+        def call(run: Callable[..., Any], x: list[Tensor], centred: bool = centred) -> Any:
+            precision = torch.float64 if run is reference.tabulated_pairs else dtype
+            where = [value.to(x[0].device) for value in (ends, centre, neighbor)]
+
+            def cast(values: list[Tensor]) -> list[Tensor]:
+                return [value.to(precision) for value in values]
+
+            lookup = Lookup(1.0, 4.0, 0.01, *cast(statistics), centred, *cast(grid), row, table.to(precision))  # type: ignore[call-arg, arg-type]
+            return run(x[0], *where, lookup)
+
+        yield Sample([vectors], 1, call)
+
+
 def _contractions(dtype: torch.dtype) -> Iterator[Sample]:
     inputs = [torch.randn(3, 5, 6, dtype=dtype), torch.randn(3, 5, 4, dtype=dtype)]
     yield Sample(inputs, 2, lambda run, x: run(*x))
@@ -285,6 +307,7 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[Sample]]] = {
     "contracted_spline": _contracted_splines,
     "gated_attention": _attentions,
     "attention_layer": _layers,
+    "tabulated_pairs": _tabulated_pairs,
     "contraction": _contractions,
     "descriptor_product": _descriptors,
     "projected_layer": _projected,

@@ -315,6 +315,58 @@ def contracted_spline(place: Tensor, row: Tensor, table: Tensor, rows: Tensor) -
     return contraction(spline(place, row, (table,))[0], rows)
 
 
+class Lookup(NamedTuple):
+    """How a pair of E elements that are c apart from each other is turned into its tabulated features.
+
+    Attributes
+    ----------
+    start, cutoff, protection: of the environment matrix, Å.
+    shift, radial_scale, angular_scale: (E,) statistics of the centre's element, Å⁻¹.
+    centred: whether the first column of the matrix is (s − shift)/scale, as in DeePMD-kit, or s/scale.
+    inverse, origin, cells, row: (E²,) of centre·E + neighbour: x = (s − shift)/scale·inverse + origin counts cells from ``row``.
+    table: (R, C) spline coefficients; also sets the precision.
+    """
+
+    start: float
+    cutoff: float
+    protection: float
+    shift: Tensor
+    radial_scale: Tensor
+    angular_scale: Tensor
+    centred: bool
+    inverse: Tensor
+    origin: Tensor
+    cells: Tensor
+    row: Tensor
+    table: Tensor
+
+
+def tabulated_pairs(
+    vectors: Tensor, ends: Tensor, centre_type: Tensor, neighbor_type: Tensor, lookup: Lookup
+) -> Tensor:
+    """M (N, C, 4) of N atoms from their pairs alone: environment matrix, tabulated features, and both contracted.
+
+    vectors (P, 3) Å float64, sorted by centre; ends (N,) where the pairs of each atom end; element indices centre_type (N,),
+    neighbor_type (P,). No pair may lie outside the table.
+    """
+    atoms = len(ends)
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    centre = torch.repeat_interleave(torch.arange(atoms, device=ends.device), counts)
+    kind = centre_type[centre]
+    mask = torch.ones(1, len(vectors), dtype=torch.bool, device=vectors.device)
+    lengths = (lookup.start, lookup.cutoff, lookup.protection)
+    matrix = environment(vectors.unsqueeze(0), mask, lookup.table.dtype, *lengths)[1].squeeze(0)
+    radial = (matrix[:, 0] - lookup.shift[kind]) / lookup.radial_scale[kind]
+    first = radial if lookup.centred else matrix[:, 0] / lookup.radial_scale[kind]
+    rows = torch.cat([first.unsqueeze(-1), matrix[:, 1:] / lookup.angular_scale[kind].unsqueeze(-1)], dim=-1)
+    pair = neighbor_type + len(lookup.shift) * kind
+    x = radial * lookup.inverse[pair] + lookup.origin[pair]
+    cell = torch.minimum(x.detach().floor().clamp(min=0), lookup.cells[pair] - 1)
+    features = spline(x - cell, lookup.row[pair] + cell.long(), (lookup.table,))[0]
+    zero = features.new_zeros(atoms, features.shape[1], 4)
+    return zero.index_add(0, centre, features.unsqueeze(-1) * rows.unsqueeze(-2))
+
+
 def descriptor_product(matrix: Tensor, axis: int, appended: Tensor | None) -> Tensor:
     """D = M · (M[:axis])ᵀ, flattened row-major, and what is appended. matrix (N, C, 4), (N, T) → (N, C·axis + T)."""
     product = (matrix @ matrix[:, :axis].transpose(-1, -2)).flatten(1)

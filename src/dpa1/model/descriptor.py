@@ -92,16 +92,19 @@ class Descriptor(nn.Module):
             matrix = rows.environment / torch.cat([radial_scale.unsqueeze(-1), angular_scale.expand(-1, -1, 3)], -1)
             radial = matrix[..., 0] - shift / radial_scale
         product = self._product(radial, matrix, rows, table, tables)
-        if config.convention == "deepmd":
-            if config.subtract_mean:
-                product = product + self._empty_slots(rows, -mean / scale[..., 0], table)
-            assert config.sel is not None
-            product = product / config.sel
-        else:
-            assert config.mean_neighbors is not None
-            product = product / config.mean_neighbors
-        appended = table[rows.centre_type] if config.append_type_embedding else None
-        return dispatch.descriptor_product(product, config.axis, appended)
+        if config.convention == "deepmd" and config.subtract_mean:
+            product = product + self._empty_slots(rows, -mean / scale[..., 0], table)
+        return self.finish(product, rows.centre_type, table)
+
+    def finish(self, product: Tensor, centre_type: Tensor, table: Tensor | None = None) -> Tensor:
+        """The descriptors from features contracted over the neighbours (n, C, 4); table: the type embeddings, where known."""
+        config = self.config
+        count = config.sel if config.convention == "deepmd" else config.mean_neighbors
+        assert count is not None
+        appended: Tensor | None = None
+        if config.append_type_embedding:
+            appended = (self.type_embedding() if table is None else table)[centre_type]
+        return dispatch.descriptor_product(product / count, config.axis, appended)
 
     def training_grid(self, closest: float, present: Tensor, centre_type: Tensor, neighbor_type: Tensor) -> Grid | None:
         """Splines that stand for the embedding net in a training step on pairs (P,) of these elements, none closer than so

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 import torch
 
 from dpa1.config.model import ModelConfig
 from dpa1.errors import RunError
-from dpa1.model.rows import RowPlan
 from dpa1.model.threads import even_slots, spread, thread_count
 
 log = logging.getLogger("dpa1")
 R = TypeVar("R")
+B = TypeVar("B", bound="Block")
 PAIR_BYTES = (
     250  # outside the blocks per neighbour pair: list with its skin, vectors, slopes (measured: 135 without a skin)
 )
@@ -34,6 +34,21 @@ SHARED_SLOTS = 800  # of a block at least, where threads share the blocks
 LAYER_FREE = 6  # times as many slots without attention, whose operations are short and keep little
 GPU_SLOTS = 4_000_000  # slots of one block on a GPU, whose speed wants large blocks
 _EXHAUSTED = re.compile(r"out of memory|can't allocate|cannot allocate|bad_alloc|alloc_cpu|failed to allocate", re.I)
+
+
+class Block(Protocol):
+    """Some atoms (``len``) with their neighbours in ``slots`` slots, on a device."""
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+    def halves(self) -> list[Self]:
+        """The second and the first."""
 
 
 def slot_bytes(config: ModelConfig, dtype: torch.dtype, neighbors: float) -> int:
@@ -90,8 +105,8 @@ def fitting_atoms(config: ModelConfig, dtype: torch.dtype, neighbors: float) -> 
 
 
 def in_blocks(
-    plans: Iterable[RowPlan],
-    work: Callable[[RowPlan], R],
+    plans: Iterable[B],
+    work: Callable[[B], R],
     most: int | None = None,
     take: Callable[[R], None] | None = None,
 ) -> int | None:
@@ -106,28 +121,28 @@ def in_blocks(
         when a single atom does not fit.
     """
 
-    def one(plan: RowPlan) -> list[R]:
+    def one(plan: B) -> list[R]:
         nonlocal most
         found: list[R] = []
         pending = [plan]
         while pending:
             block = pending.pop()
-            slots, atoms = block.pairs.numel(), len(block.atoms)
+            slots, atoms = block.slots, len(block)
             if atoms > 1 and most is not None and slots > most:
-                pending += _halves(block)
+                pending += block.halves()
                 continue
             if _done(work, block, found):
                 continue
             if atoms == 1:
                 raise RunError(
-                    f"an atom with {block.pairs.shape[1]} neighbors does not fit into the memory that is free "
-                    f"({_text(free_memory(block.atoms.device))}): free some, use float32, or a larger machine"
+                    f"an atom with {slots} neighbors does not fit into the memory that is free "
+                    f"({_text(free_memory(block.device))}): free some, use float32, or a larger machine"
                 )
-            if block.atoms.is_cuda:
+            if block.device.type == "cuda":
                 torch.cuda.empty_cache()
             most = min(slots // 2, most or slots)
             log.warning("%d atoms at once do not fit into memory: going on with at most %d neighbor slots", atoms, most)
-            pending += _halves(block)
+            pending += block.halves()
         return found
 
     def take_all(results: list[R]) -> None:
@@ -137,11 +152,11 @@ def in_blocks(
 
     rest = iter(plans)
     for first in rest:
-        spread(chain([first], rest), one, take_all, parallel=first.atoms.device.type == "cpu")
+        spread(chain([first], rest), one, take_all, parallel=first.device.type == "cpu")
     return most
 
 
-def _done(work: Callable[[RowPlan], R], block: RowPlan, found: list[R]) -> bool:
+def _done(work: Callable[[B], R], block: B, found: list[R]) -> bool:
     """Whether there was memory enough. Returning lets go of the failed call's tensors, which its traceback holds."""
     try:
         found.append(work(block))
@@ -150,12 +165,6 @@ def _done(work: Callable[[RowPlan], R], block: RowPlan, found: list[R]) -> bool:
             raise
         return False
     return True
-
-
-def _halves(block: RowPlan) -> list[RowPlan]:
-    half = (len(block.atoms) + 1) // 2
-    parts = slice(half, None), slice(0, half)
-    return [RowPlan(block.atoms[part], block.pairs[part], block.mask[part]) for part in parts]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from dpa1.errors import UserError, did_you_mean
 from dpa1.frames import Frame, make_frame
 from dpa1.kernels.nodes import Grid
 from dpa1.kernels.wanted import geometry_only
-from dpa1.model import memory
+from dpa1.model import by_pairs, memory
 from dpa1.model.descriptor import Descriptor
 from dpa1.model.initial import spread_radial_steps
 from dpa1.model.networks import FittingNet
@@ -305,11 +305,15 @@ class Potential(Tabulable):
     def energies(self, rows: Rows, level: Level, tables: TableSet | None) -> tuple[Tensor, Tensor]:
         """Atomic energies (n,) eV float64 and descriptors (n, D) of rows at one level, or each at its own (n,)."""
         descriptor = self.descriptor(rows, tables)
+        return self.energies_of(descriptor, rows.centre_type, level), descriptor
+
+    def energies_of(self, descriptor: Tensor, centre_type: Tensor, level: Level) -> Tensor:
+        """Atomic energies (n,) eV float64 from descriptors (n, D) of atoms of these elements (n,)."""
         energy = self._fit(descriptor.to(self.fitting.output.weight.dtype), level).double()
-        energy = energy + self.energy_bias[level, rows.centre_type]
+        energy = energy + self.energy_bias[level, centre_type]
         if self.config.exclude_elements:
-            energy = torch.where(self._counted[rows.centre_type], energy, 0.0)
-        return energy, descriptor
+            energy = torch.where(self._counted[centre_type], energy, 0.0)
+        return energy
 
     def _fit(self, descriptor: Tensor, level: Level) -> Tensor:
         """(n,) what the fitting net of each atom's level makes of its descriptor."""
@@ -361,10 +365,23 @@ class Potential(Tabulable):
             if keep_descriptor:
                 kept[plan.atoms] = descriptor.detach()
 
+        def evaluate_span(span: by_pairs.Span) -> None:
+            assert lookup is not None
+            atomic[span.atoms], found, descriptor = by_pairs.evaluate(self, view, level, lookup, span, derive)
+            if derive:
+                slope[span.pairs] = found
+            if keep_descriptor:
+                kept[span.atoms] = descriptor
+
         atoms, pairs = len(view.types), len(view.centre)
         slots = memory.block_slots(self.config, self.dtype, atoms, pairs, atomic.device, CHUNK_SLOTS)
-        plans = plan_rows(view.centre, atoms, slots)
-        self._most_slots = memory.in_blocks(plans, evaluate, self._most_slots)
+        lookup = by_pairs.lookup_of(self, view)
+        if lookup is None:
+            plans = plan_rows(view.centre, atoms, slots)
+            self._most_slots = memory.in_blocks(plans, evaluate, self._most_slots)
+        else:
+            spans = by_pairs.plan_spans(view.centre, atoms, slots)
+            self._most_slots = memory.in_blocks(spans, evaluate_span, self._most_slots)
         return atomic, slope, kept
 
 

@@ -23,6 +23,25 @@ class RowPlan:
     pairs: Tensor
     mask: Tensor
 
+    @property
+    def slots(self) -> int:
+        """Empty ones included."""
+        return self.pairs.numel()
+
+    @property
+    def device(self) -> torch.device:
+        """That of the list."""
+        return self.atoms.device
+
+    def __len__(self) -> int:
+        return len(self.atoms)
+
+    def halves(self) -> list[RowPlan]:
+        """The second and the first."""
+        half = (len(self) + 1) // 2
+        parts = slice(half, None), slice(0, half)
+        return [RowPlan(self.atoms[part], self.pairs[part], self.mask[part]) for part in parts]
+
 
 @dataclass(frozen=True)
 class Rows:

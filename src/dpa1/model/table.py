@@ -32,6 +32,11 @@ EDGE = 1  # knots kept beyond either end of the range, so that rounding never le
 MAX_BYTES = 1 << 30  # of one set of tables; beyond, those of elements not at hand are given up
 
 
+def nearest(cutoff: float) -> float:
+    """Å, the distance at which the tables of a model with this cutoff end."""
+    return min(R_MIN, 0.25 * cutoff)
+
+
 @dataclass(frozen=True)
 class TableReport:
     """What building tables for some elements cost and how far the result is from the networks.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dpa1.kernels import reference
 from dpa1.kernels import table as kernel
-from dpa1.model.table import EDGE, R_MIN, TableGrid, TableSet, columns
+from dpa1.model.table import EDGE, TableGrid, TableSet, columns, nearest
 
 if TYPE_CHECKING:
     from dpa1.model.potential import Potential
@@ -171,7 +171,7 @@ def _between(rows: Tensor, weights: Sequence[float]) -> Tensor:
 
 def steepness_of(exact: Potential) -> Callable[[Tensor], Tensor]:
     """|dR/dr| in Å⁻² as a function of the radial entry R of the environment matrix, before normalisation."""
-    fine = torch.linspace(_nearest(exact), exact.cutoff, 20_000, dtype=torch.float64)
+    fine = torch.linspace(nearest(exact.cutoff), exact.cutoff, 20_000, dtype=torch.float64)
     entry = radial_entry(exact, fine)
     steep = torch.gradient(entry, spacing=(fine,))[0].abs()
     # The entry falls with the distance, hence the flips.
@@ -185,17 +185,12 @@ def radial_entry(exact: Potential, distance: Tensor) -> Tensor:
     return reference.radial_entry(distance, config.switch_start, config.cutoff, config.environment_protection)
 
 
-def _nearest(exact: Potential) -> float:
-    """Å, where tables end."""
-    return min(R_MIN, 0.25 * exact.cutoff)
-
-
 def _ends(exact: Potential, centre: int) -> tuple[float, float]:
     """Of the normalised radial input, in every slot that has statistics of its own."""
     descriptor = exact.descriptor
-    nearest = radial_entry(exact, torch.tensor(_nearest(exact), dtype=torch.float64))
+    top = radial_entry(exact, torch.tensor(nearest(exact.cutoff), dtype=torch.float64))
     mean, scale = descriptor.mean[centre].reshape(-1), descriptor.scale[centre].reshape(-1, 2)[:, 0]
-    ends = torch.stack([-mean / scale, (nearest - mean) / scale])
+    ends = torch.stack([-mean / scale, (top - mean) / scale])
     return float(ends.min()), float(ends.max())
 
 
