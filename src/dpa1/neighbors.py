@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
+from dpa1.cell_search import Pairs, find_pairs
 from dpa1.compiled import available, loops
 from dpa1.errors import UserError
-from dpa1.frames import Frame
+from dpa1.frames import Frame, make_frame
+
+log = logging.getLogger("dpa1")
 
 CLOSEST = 0.05  # Å; below this two atoms count as lying on one spot (1/r would swamp float32)
 PIECE = 1 << 14  # pairs
+MOST_ATOMS = 1 << 31  # of which compiled loops keep the index in four bytes
+FURTHEST = 1e8  # Å; likewise, of the images
 FAR = 512  # cells; atoms further out are sorted more slowly
 
 
@@ -48,30 +56,72 @@ def find_neighbors(frame: Frame, cutoff: float, threads: int = 1) -> Neighbors:
     UserError
         when two atoms lie on one spot (closer than 0.05 Å); the sentence names frame and atoms.
     """
+    # Each pair once: turning them round takes a fraction of the time in which they are found a second time.
+    centre, neighbor, shift, closest = _search(frame, cutoff, threads)
+    if closest is not None and closest[0] < CLOSEST:
+        distance, *atoms = closest
+        raise UserError(
+            f"{frame.name}: atoms {min(atoms)} and {max(atoms)} are {distance:.3f} Å apart (on one spot); repair or remove "
+            "the frame"
+        )
+    return _both_ways(centre, neighbor, shift, len(frame))
+
+
+def _search(frame: Frame, cutoff: float, threads: int) -> Pairs:
+    here = 0 < len(frame) < MOST_ATOMS and np.abs(frame.positions).max() < FURTHEST
+    if here and available() and search_error() == 0.0:
+        return find_pairs(frame.positions, complete_cell(frame), frame.pbc, cutoff, threads)
+    return _by_library(frame, cutoff, threads)
+
+
+def _by_library(frame: Frame, cutoff: float, threads: int) -> Pairs:
     from vesin import NeighborList
 
-    # Each pair once: turning them round takes a fraction of the time in which they are found a second time.
     search = NeighborList(cutoff=cutoff, full_list=False, n_threads=threads)
-    # Box rows of non-periodic directions may be zero or arbitrary: vesin wants an invertible box. What it returns here
-    # are views that live as long as ``search``.
+    # Box rows of non-periodic directions may be zero or arbitrary: vesin wants an invertible box.
     centre, neighbor, shift, distance = search.compute(
-        points=frame.positions, box=complete_cell(frame), periodic=frame.pbc, quantities="ijSd", copy=False
+        points=frame.positions, box=complete_cell(frame), periodic=frame.pbc, quantities="ijSd"
     )
-    if len(distance) and distance.min() < CLOSEST:
-        k = int(np.argmin(distance))
-        raise UserError(
-            f"{frame.name}: atoms {min(centre[k], neighbor[k])} and {max(centre[k], neighbor[k])} are {distance[k]:.3f} Å "
-            "apart (on one spot); repair or remove the frame"
-        )
     # int64 views: the library's unsigned indices never reach 2⁶³.
-    return _both_ways(centre.view(np.int64), neighbor.view(np.int64), shift, len(frame))
+    centre, neighbor = centre.view(np.int64), neighbor.view(np.int64)
+    k = int(np.argmin(distance)) if len(distance) else None
+    return Pairs(centre, neighbor, shift, None if k is None else (float(distance[k]), int(centre[k]), int(neighbor[k])))
+
+
+@cache
+def search_error() -> float:
+    """Share of the pairs of two small structures that the compiled search finds otherwise than the library; tried once."""
+    rng, worst = np.random.default_rng(0), 0.0
+    for pbc in (True, (True, False, True)):
+        cell = 4.0 * np.eye(3) + rng.uniform(-1.0, 1.0, (3, 3))
+        frame = make_frame([1] * 12, rng.uniform(-1.0, 2.0, (12, 3)) @ cell, cell, pbc)
+        found = find_pairs(frame.positions, complete_cell(frame), frame.pbc, 5.0)
+        ours, theirs = (
+            {*zip(n.centre.tolist(), n.neighbor.tolist(), map(tuple, n.shift.tolist()), strict=True)}
+            for n in (_both_ways(*pairs[:3], len(frame)) for pairs in (found, _by_library(frame, 5.0, 1)))
+        )
+        worst = max(worst, len(ours ^ theirs) / len(theirs))
+    if worst:
+        log.warning(
+            "the compiled neighbor search differs from that of vesin on this machine: vesin, slower, runs instead"
+        )
+    return worst
+
+
+def report(device: str) -> list[dict[str, Any]]:
+    """The search as a line of ``dpa1 doctor``; none where it does not run."""
+    if device != "cpu" or not available():
+        return []
+    error = search_error()
+    path = {"operation": "neighbors", "path": "neighbor search in compiled loops", "precision": "float64"}
+    return [{**path, "error": error, "ok": error == 0.0}]
 
 
 def _both_ways(centre: np.ndarray, neighbor: np.ndarray, shift: np.ndarray, n_atoms: int) -> Neighbors:
     """Every pair and its reverse, sorted by centre, neighbor and image."""
     pairs = len(centre)
     far = max(shift.max(initial=0), -shift.min(initial=0)) >= FAR
-    if far or n_atoms >= 1 << 31 or not available():
+    if far or n_atoms >= MOST_ATOMS or not available():
         return _by_columns(centre, neighbor, shift)
     counts = np.bincount(centre, minlength=n_atoms) + np.bincount(neighbor, minlength=n_atoms)
     found = Neighbors(
@@ -150,7 +200,7 @@ def pieces(count: int) -> Iterator[slice]:
 
 def _by_columns(centre: np.ndarray, neighbor: np.ndarray, shift: np.ndarray) -> Neighbors:
     """The same by numpy alone."""
-    centre, neighbor = np.concatenate([centre, neighbor]), np.concatenate([neighbor, centre])
+    centre, neighbor = (np.concatenate(ends).astype(np.int64) for ends in ((centre, neighbor), (neighbor, centre)))
     shift = np.concatenate([shift, -shift])
     order = np.lexsort((*shift.T[::-1], neighbor, centre))
     return Neighbors(centre[order], neighbor[order], shift[order])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dpa1.errors import UserError
 from dpa1.frames import make_frame
 from dpa1.model import potential as potential_module
-from dpa1.model.potential import empty_environment_energy
+from dpa1.model.isolated import empty_environment_energy
 from tests.contracts.systems import (
     ELEMENTS,
     example_options,

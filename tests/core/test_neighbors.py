@@ -7,6 +7,7 @@ from ase.neighborlist import primitive_neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpa1 import cell_search
 from dpa1 import neighbors as module
 from dpa1.frames import from_ase, make_frame
 from dpa1.neighbors import find_neighbors
@@ -115,6 +116,68 @@ def test_equals_ase(atoms):
     assert as_set(find_neighbors(frame, 5.0)) == {
         (int(i), int(j), *map(int, s)) for i, j, s in zip(*expected, strict=True)
     }
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    pbc=st.tuples(*[st.booleans()] * 3),
+    edges=st.tuples(*[st.sampled_from([1.5, 6.0, 13.0, 60.0])] * 3),
+    atoms=st.sampled_from([1, 2, 30, 200]),
+    cutoff=st.sampled_from([1.0, 4.0, 7.5]),
+)
+def test_the_compiled_search_finds_what_the_library_finds(seed, pbc, edges, atoms, cutoff):
+    """In flat, long and mostly empty cells, with atoms outside; whatever room was thought to be enough, on any threads."""
+    rng = np.random.default_rng(seed)
+    cell = np.diag(edges) + rng.uniform(-0.3, 0.3, (3, 3)) * min(edges)
+    frame = make_frame([1] * atoms, rng.uniform(-1.5, 2.5, (atoms, 3)) @ cell, cell, pbc)
+    expected = module._by_library(frame, cutoff, 1)
+    wanted = module._both_ways(*expected[:3], atoms)
+    with pytest.MonkeyPatch.context() as patch:
+        for shared, room in ((10**9, None), (1, None), (10**9, 1), (1, 1)):
+            patch.setattr(cell_search, "SHARED", shared)
+            if room is not None:
+                patch.setattr(cell_search, "_guess", lambda *_: 1)
+            pairs = cell_search.find_pairs(frame.positions, module.complete_cell(frame), frame.pbc, cutoff, 3)
+            found = module._both_ways(*pairs[:3], atoms)
+            for name in ("centre", "neighbor", "shift"):
+                assert np.array_equal(getattr(found, name), getattr(wanted, name)), name
+            assert (pairs.closest is None) == (expected.closest is None)
+            if pairs.closest is not None:
+                assert pairs.closest[0] == pytest.approx(expected.closest[0], rel=1e-9)
+
+
+def test_pairs_at_exactly_the_cutoff_across_the_faces_of_a_lattice():
+    """Rounding moves atoms over the faces of cubes, and those at zero into the next cell."""
+    for scale in (1.0, 0.1, 1 / 3):
+        grid = np.stack(np.meshgrid(*[np.arange(6) * scale] * 3, indexing="ij"), -1).reshape(-1, 3) - 1e-17
+        frame = make_frame([1] * len(grid), grid, 6 * scale * np.eye(3))
+        counts = np.bincount(find_neighbors(frame, 2 * scale * (1 + 1e-12)).centre)
+        assert (counts == 32).all()  # 6 + 12 + 8 + 6 of whole numbers within a radius of two
+
+
+def test_a_search_that_disagrees_is_not_used(monkeypatch, caplog):
+    frame = random_frame(0)
+    expected = as_set(find_neighbors(frame, 4.0))
+    whole = module.find_pairs
+
+    def short(*given):
+        centre, neighbor, image, closest = whole(*given)
+        return cell_search.Pairs(centre[1:], neighbor[1:], image[1:], closest)
+
+    monkeypatch.setattr(module, "find_pairs", short)
+    module.search_error.cache_clear()
+    try:
+        with caplog.at_level("WARNING", logger="dpa1"):
+            assert as_set(find_neighbors(frame, 4.0)) == expected
+        (line,) = module.report("cpu")
+        assert line["error"] > 0
+        assert not line["ok"]
+    finally:
+        monkeypatch.undo()
+        module.search_error.cache_clear()
+    assert caplog.text.count("the compiled neighbor search differs") == 1
+    assert module.report("cpu")[0]["ok"]
 
 
 def test_five_thousand_atoms():

@@ -96,6 +96,7 @@ def self_check(device: str) -> dict[str, Any]:
     import numpy as np
 
     from dpa1.kernels import dispatch
+    from dpa1.neighbors import report as searches
     from dpa1.simulate.step import report as fixed_steps
     from dpa1.simulate.step import small_system
 
@@ -111,7 +112,7 @@ def self_check(device: str) -> dict[str, Any]:
         energies.append(exact.get_potential_energy(moved))
     numerical = (8 * (energies[2] - energies[1]) - (energies[3] - energies[0])) / (-12 * step)
     error = abs(numerical - forces[atom, 0])
-    paths = [*dispatch.report(device), *fixed_steps(device)]
+    paths = [*dispatch.report(device), *searches(device), *fixed_steps(device)]
     single_error = float(np.abs(single - forces).max())
     return {
         "force_error": float(error),

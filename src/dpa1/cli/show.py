@@ -101,8 +101,8 @@ SHOWN = 20  # elements whose energies fit on one screen
 def model_card(potential: Potential, path: Path) -> dict[str, Any]:
     """Everything ``dpa1 show`` prints, in eV and Å."""
     from dpa1.model.file import version_of
+    from dpa1.model.isolated import empty_environment_energy
     from dpa1.model.memory import fitting_atoms
-    from dpa1.model.potential import empty_environment_energy
 
     config = potential.config
     layers = config.attention_layers

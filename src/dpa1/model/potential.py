@@ -18,15 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 
-from dpa1.batch import Batch, make_batch
+from dpa1.batch import Batch
 from dpa1.config.model import ModelConfig
 from dpa1.errors import UserError, did_you_mean
-from dpa1.frames import Frame, make_frame
+from dpa1.frames import Frame
 from dpa1.kernels.nodes import Grid
 from dpa1.kernels.wanted import geometry_only
 from dpa1.model import by_pairs, memory
@@ -391,12 +390,3 @@ def _frame_sums(left: Tensor, right: Tensor, frame: Tensor, frames: int) -> Tens
         return (left.T @ right).unsqueeze(0)
     outer = left.unsqueeze(-1) * right.unsqueeze(-2)
     return left.new_zeros(frames, 3, 3).index_add(0, frame, outer)
-
-
-def empty_environment_energy(potential: Potential, level: int = 0) -> np.ndarray:
-    """(E,) eV: what the network adds to an isolated atom of each element beyond its energy bias, at one level."""
-    frames = [make_frame([atomic_numbers[s]], np.zeros((1, 3))) for s in potential.elements]
-    batch = make_batch(frames, potential.cutoff).to(potential.energy_bias.device)
-    with torch.no_grad():
-        energy = potential(batch, potential.levels[level])
-    return (energy - potential.energy_bias[level]).cpu().numpy()
