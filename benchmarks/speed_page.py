@@ -382,7 +382,8 @@ def notes(results: dict[str, Any]) -> str:
         f"- The arithmetic per atom is {MFLOP['forward']:g} MFLOP forward, {MFLOP['inference']:g} with forces and "
         f"{MFLOP['training']:g} for a training step at 90 neighbours and two layers, scaled to the real neighbours and layers of each case. "
         "Empty slots count as waste; tables do other arithmetic, so they have no fraction.\n"
-        "- Peak memory is the largest resident size during the call minus that after importing. *Does not fit* means that the "
+        "- Peak memory is the largest resident size during the call minus that after importing, which in both programs includes torch's compiler, "
+        "though torch imports it with the first optimizer only. *Does not fit* means that the "
         "process, allowed 90 % of the memory that was free, asked for more.\n"
         + agree
         + "- Water is made by a script (rigid molecules near a lattice, as many neighbours as in the liquid); the sulfide is a frame of molecular dynamics.\n"

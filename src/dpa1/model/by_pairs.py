@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dpa1.kernels import dispatch
+from dpa1.kernels.compiled_pairs import closest
 from dpa1.kernels.reference import Lookup
 from dpa1.kernels.wanted import geometry_only
 from dpa1.model.table import nearest
@@ -84,8 +85,6 @@ def lookup_of(potential: Potential, view: View) -> Lookup | None:
         return None
     if not dispatch.holds(path, potential.dtype, path.device):
         return None
-    from dpa1.kernels.compiled_pairs import closest
-
     return lookup if closest(view.vectors) >= nearest(config.cutoff) else None
 
 
