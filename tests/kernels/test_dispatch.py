@@ -58,14 +58,22 @@ def test_disagreement_is_loud_and_the_reference_runs(path, monkeypatch, caplog):
     assert path.title in caplog.text
 
 
-@pytest.mark.parametrize("path", [dispatch.INTERPOLATED, dispatch.DENSITY], ids=lambda path: path.operation)
-def test_nodes_that_disagree_are_not_used(path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("paths", "usual"),
+    [
+        ([dispatch.INTERPOLATED], dispatch.embedding),
+        ([dispatch.COMPILED_DENSITY, dispatch.DENSITY], dispatch.contracted_embedding),
+    ],
+    ids=["training_embedding", "training_contraction"],
+)
+def test_nodes_that_disagree_are_not_used(paths, usual, monkeypatch, caplog):
     """In a training step the net itself is evaluated then."""
     torch.manual_seed(0)
-    (sample,) = proof.SAMPLES[path.operation](torch.float64)
-    usual = {dispatch.INTERPOLATED: dispatch.embedding, dispatch.DENSITY: dispatch.contracted_embedding}[path]
-    exact = getattr(reference, path.operation)
-    monkeypatch.setattr(dispatch.import_module(path.module), "run", lambda *arguments: 1.01 * exact(*arguments))
+    (operation,) = {path.operation for path in paths}
+    (sample,) = proof.SAMPLES[operation](torch.float64)
+    exact = getattr(reference, operation)
+    for path in paths:
+        monkeypatch.setattr(dispatch.import_module(path.module), "run", lambda *arguments: 1.01 * exact(*arguments))
     monkeypatch.setattr("dpa1.kernels.nodes.FIRST", {torch.float64: 64})
     x = [tensor.clone().requires_grad_() for tensor in sample.inputs]
     dispatch.proven.cache_clear()
@@ -76,7 +84,7 @@ def test_nodes_that_disagree_are_not_used(path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, logger="dpa1"), wanted.training_step(sample.call(grid, x)):
         found = sample.call(usual, x)
     dispatch.proven.cache_clear()
-    assert path.title in caplog.text
+    assert all(path.title in caplog.text for path in paths)
     torch.testing.assert_close(found, sample.call(exact, x), rtol=1e-13, atol=1e-13)
 
 

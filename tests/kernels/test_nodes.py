@@ -8,7 +8,7 @@ from dpa1.batch import make_batch
 from dpa1.config.model import ModelConfig
 from dpa1.config.training import LossConfig
 from dpa1.frames import make_frame
-from dpa1.kernels import density, embedding, interpolated, nodes
+from dpa1.kernels import compiled_density, contracted_embedding, density, embedding, interpolated, nodes
 from dpa1.kernels.embedding_net import Parts, evaluate, parts
 from dpa1.kernels.reference import DenseLayer
 from dpa1.kernels.table import spline_sums
@@ -243,3 +243,25 @@ def test_derivatives_that_no_step_asks_for_are_refused():
         (first,) = torch.autograd.grad(found.sin().sum(), radial, create_graph=True)
     with pytest.raises(NotImplementedError, match="training step"):
         first.sum().backward()
+
+
+@pytest.mark.parametrize("precision", PRECISION)
+@pytest.mark.parametrize("options", [{}, {"one_sided": True}])
+def test_compiled_sums_over_nodes_are_those_of_torch(precision, options, monkeypatch):
+    """In whole steps, over several kinds of pairs, with empty slots."""
+    monkeypatch.setattr(nodes, "MOST", 2000)
+    model, frame = potential(0, precision, **options), liquid()
+    ways, used = contracted_embedding.DENSITIES, []
+    contracted = density.contracted
+    monkeypatch.setattr(density, "contracted", lambda passes, *x: used.append(passes) or contracted(passes, *x))
+    found = gradients(model, frame, monkeypatch, 1)
+    monkeypatch.setattr(contracted_embedding, "DENSITIES", ways[1:])
+    expected = gradients(model, frame, monkeypatch, 1)
+    if precision == "float32":
+        assert set(used) == {compiled_density.COMPILED, density.TORCH}
+    tolerance = PRECISION[precision][1]
+    for key in ("energy", "forces"):
+        torch.testing.assert_close(found[0][key], expected[0][key], rtol=tolerance, atol=tolerance)
+    largest = max(float(x.abs().max()) for x in expected[1])
+    for a, b in zip(found[1], expected[1], strict=True):
+        assert float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-3 * largest)

@@ -58,11 +58,18 @@ INTERPOLATED = Path(
     "training_embedding", "cpu", "dpa1.kernels.interpolated", "embedding net between nodes, in training"
 )
 DENSITY = Path("training_contraction", "cpu", "dpa1.kernels.density", "embedding net contracted on nodes, in training")
+COMPILED_DENSITY = Path(
+    "training_contraction",
+    "cpu",
+    "dpa1.kernels.compiled_density",
+    "embedding net contracted by compiled loops, in training",
+)
 PAIRS = Path("tabulated_pairs", "cpu", "dpa1.kernels.compiled_pairs", "tables without attention from pairs alone")
 PATHS = (
     PRODUCTS,
     BATCHED,
     INTERPOLATED,
+    COMPILED_DENSITY,
     DENSITY,
     PAIRS,
     Path("environment", "cuda", "dpa1.kernels.gpu.environment", "environment matrix in one kernel"),

@@ -60,7 +60,8 @@ def training_grid(
     s = like.new_tensor([low, high])
     if not supports(s, pair, table, layers, activation) or like.device.type != "cpu":
         return None
-    if not (dispatch.holds(dispatch.DENSITY, s.dtype, "cpu") or dispatch.holds(dispatch.INTERPOLATED, s.dtype, "cpu")):
+    paths = dispatch.COMPILED_DENSITY, dispatch.DENSITY, dispatch.INTERPOLATED
+    if not any(dispatch.holds(path, s.dtype, "cpu") for path in paths):
         return None
     return make_grid(parts(s, pair, table, layers), low, high, pairs)
 
