@@ -161,17 +161,18 @@ def _search(
     """
     room, found = len(centre), 0
     nx, ny, nz = shape[0], shape[1], shape[2]
-    runs = (reach[0] + 1) * (2 * reach[1] + 1) * (2 * ((2 * reach[2] + 1) // nz + 2))
+    runs = 1 + (reach[0] + 1) * (2 * reach[1] + 1) * ((2 * reach[2] + 1) // nz + 2)
     start, stop = np.empty(runs, np.int64), np.empty(runs, np.int64)
-    moved, offset = np.empty((runs, 3), np.int32), np.empty((runs, 3))
-    known, last, total = 0, -1, 0
+    moved, offset = np.zeros((runs, 3), np.int32), np.zeros((runs, 3))
+    known, total = -1, 0
     shortest, near, other = np.inf, 0, 0
     for i in range(begin, end):
         # The cube of this atom; atoms of one cube follow each other.
-        while first[known + 1] <= i:
-            known += 1
-        if known != last:
-            last, total = known, 0
+        if first[known + 1] <= i:
+            while first[known + 1] <= i:
+                known += 1
+            # The first run is the rest of this cube.
+            total, stop[0] = 1, first[known + 1]
             bx, by, bz = known // (ny * nz), known // nz % ny, known % nz
             for x in range(bx, bx + reach[0] + 1):
                 if not periodic[0] and x >= nx:
@@ -198,13 +199,14 @@ def _search(
                                 offset[total, k] = mx * cell[0, k] + my * cell[1, k] + mz * cell[2, k]
                             total += 1
                         z = until + 1
-        for run in range(-1, total):
-            a, b = i + 1, first[known + 1]
-            sx, sy, sz = -position[i, 0], -position[i, 1], -position[i, 2]
-            if run >= 0:
-                a, b = start[run], stop[run]
-                sx, sy, sz = sx + offset[run, 0], sy + offset[run, 1], sz + offset[run, 2]
-            for j in range(a, b):
+        start[0] = i + 1
+        for run in range(total):
+            sx, sy, sz = (
+                offset[run, 0] - position[i, 0],
+                offset[run, 1] - position[i, 1],
+                offset[run, 2] - position[i, 2],
+            )
+            for j in range(start[run], stop[run]):
                 x, y, z = position[j, 0] + sx, position[j, 1] + sy, position[j, 2] + sz
                 r = x * x + y * y + z * z
                 if r <= limit:
@@ -213,9 +215,6 @@ def _search(
                     if found < room:
                         centre[found], neighbor[found] = atom[i], atom[j]
                         for k in range(3):
-                            image[found, k] = home[i, k] - home[j, k]
-                        if run >= 0:
-                            for k in range(3):
-                                image[found, k] += moved[run, k]
+                            image[found, k] = home[i, k] - home[j, k] + moved[run, k]
                     found += 1
     told[0], told[1], told[2], least[0] = found, near, other, shortest

@@ -52,11 +52,19 @@ class _Pairs(torch.autograd.Function):
         table = lookup.table
         product = table.new_empty(len(ends), 4, table.shape[1])
         kept, row = table.new_empty(len(vectors), KEPT), ends.new_empty(len(vectors))
-        numbers = map(array, (vectors, ends, centre, neighbor, *_statistics(lookup), *_grid(lookup), table))
+        most = int(torch.diff(ends, prepend=ends.new_zeros(1)).max())
+        numbers = map(array, (centre, neighbor, *_statistics(lookup), *_grid(lookup), table))
         _contract(
-            *numbers, array(_weights(0, table)), *_lengths(lookup), lookup.centred, *map(memory, (kept, row, product))
+            array(vectors),
+            array(ends),
+            most,
+            *numbers,
+            array(_weights(0, table)),
+            *_lengths(lookup),
+            lookup.centred,
+            *map(memory, (kept, row, product)),
         )
-        ctx.lookup = lookup
+        ctx.lookup, ctx.most = lookup, most
         ctx.save_for_backward(vectors, ends, centre, neighbor, kept, row)
         return product
 
@@ -69,10 +77,19 @@ class _Pairs(torch.autograd.Function):
             product = reference.tabulated_pairs(again, ends, centre, neighbor, lookup)
             return gradients(product, bar.transpose(1, 2), [again])[0], None, None, None, None
         found, table = torch.empty_like(vectors), lookup.table
-        numbers = map(array, (bar, vectors, ends, centre, *_statistics(lookup), table, kept, row))
+        numbers = map(array, (centre, *_statistics(lookup), table, kept, row))
         start, cutoff, _ = _lengths(lookup)
         weights = (array(_weights(d, table)) for d in (0, 1))
-        _differentiate(*numbers, *weights, start, cutoff, lookup.centred, memory(found))
+        _differentiate(
+            *map(array, (bar, vectors, ends)),
+            ctx.most,
+            *numbers,
+            *weights,
+            start,
+            cutoff,
+            lookup.centred,
+            memory(found),
+        )
         return found, None, None, None, None
 
 
@@ -105,6 +122,7 @@ def _shortest(vectors: np.ndarray, out: np.ndarray) -> None:
 def _contract(
     vectors: np.ndarray,
     ends: np.ndarray,
+    most: int,
     centre: np.ndarray,
     neighbor: np.ndarray,
     shift: np.ndarray,
@@ -127,10 +145,6 @@ def _contract(
     """product (N, 4, C), kept (P, KEPT) and first table rows (P,)."""
     number = table.dtype.type
     atoms, channels = len(ends), table.shape[1]
-    most, begin = 0, 0
-    for a in range(atoms):
-        most = max(most, ends[a] - begin)
-        begin = ends[a]
     rows = np.empty((most, 4), table.dtype)
     w = np.empty((6, most), table.dtype)
     begin = 0
@@ -187,6 +201,7 @@ def _differentiate(
     bar: np.ndarray,
     vectors: np.ndarray,
     ends: np.ndarray,
+    most: int,
     centre: np.ndarray,
     shift: np.ndarray,
     radial_scale: np.ndarray,
@@ -204,10 +219,6 @@ def _differentiate(
     """found (P, 3): v̄ from bar (N, 4, C)."""
     number = table.dtype.type
     atoms, channels = len(ends), table.shape[1]
-    most, begin = 0, 0
-    for a in range(atoms):
-        most = max(most, ends[a] - begin)
-        begin = ends[a]
     w = np.empty((6, most), table.dtype)
     d = np.empty((6, most), table.dtype)
     begin = 0

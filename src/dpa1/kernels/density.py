@@ -50,7 +50,7 @@ class Passes(NamedTuple):
     slopes: Callable[[Tensor, Tensor, Where], tuple[Tensor, Tensor]]
     """s̄ (N, K) and R̄ (N, K, 4) from C̄ and R."""
     turned: Callable[[Tensor, Tensor, Tensor, Where], Tensor]
-    """The derivative by C̄ (N, 4, total) of those along (N, K) and (N, K, 4); and R."""
+    """The cotangent of C̄ (N, 4, total) from those of s̄ (N, K) and R̄ (N, K, 4), and from R."""
 
 
 def supports(*arguments: Any) -> bool:
