@@ -2,6 +2,7 @@
 
 python benchmarks/sample_efficiency.py run --workers 2          # finished runs are kept: call it again to go on
 python benchmarks/sample_efficiency.py run --tasks LiGePS --arms scratch --sizes 32 --multiples 0.5 1 2    # tune the length
+python benchmarks/sample_efficiency.py restore --arms scratch    # take the runs of the published results as finished
 python benchmarks/sample_efficiency.py page                     # what has finished → docs/results/sample-efficiency.md
 
 Both arms have the architecture of the base, the same frames (the first n of a permutation that the seed draws, so that
@@ -20,7 +21,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ TASKS = (
          what="lithium manganese oxides of many compositions (PBE+U)"),
 )  # fmt: skip
 ARMS = ("scratch", "finetune")
+MACHINE = "machine.txt"  # beside the runs: what they ran on, where it was not this machine
+RAW = "raw/sample-efficiency.json"  # the published results, in the output folder
 
 
 @dataclass(frozen=True)
@@ -263,10 +266,30 @@ def execute(args: argparse.Namespace) -> None:
             print(f"{done}/{len(jobs)}", json.dumps(job.result()), flush=True)
 
 
+def restore(args: argparse.Namespace) -> None:
+    """Lay out the runs of the published results as if they had been made here, for the ``page`` or for runs beside them."""
+    published = json.loads((args.output / RAW).read_text(encoding="utf-8"))
+    args.work.mkdir(parents=True, exist_ok=True)
+    (args.work / MACHINE).write_text(published["machine"], encoding="utf-8")
+    for row in (*published["results"], *published["trials"], *published["longer"]):
+        path = args.work / run_of(row).name / "result.json"
+        if row["arm"] in args.arms and row["task"] in args.tasks and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(row, path)
+
+
+def run_of(row: dict[str, Any]) -> Run:
+    """The run whose result this is."""
+    usual = Run(next(task for task in TASKS if task.name == row["task"]), row["arm"], row["frames"], row["seed"])
+    multiple = row["steps"] / usual.steps if usual.steps else 1.0
+    other = {key: row[key] for key, value in usual.settings.items() if row[key] != value}
+    return replace(usual, multiple=multiple, rate=other.get("learning_rate"), method=other.get("method"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [task.name for task in TASKS]
-    parser.add_argument("what", choices=["run", "page"])
+    parser.add_argument("what", choices=["run", "restore", "page"])
     parser.add_argument("--tasks", nargs="+", choices=names, default=names)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--sizes", nargs="+", type=int, choices=[ZERO, *SIZES], default=[ZERO, *SIZES])
@@ -283,6 +306,8 @@ def main() -> None:
     args.data, args.work = args.data.resolve(), args.work.resolve()
     if args.what == "run":
         execute(args)
+    elif args.what == "restore":
+        restore(args)
     else:
         from sample_efficiency_page import write_page
 

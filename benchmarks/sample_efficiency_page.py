@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from common import machine, save, table
-from sample_efficiency import ARMS, STEPS, TASKS, TUNED_AT, ZERO, Run
+from sample_efficiency import ARMS, MACHINE, RAW, STEPS, TASKS, TUNED_AT, ZERO, Run
 
+FIRST = 8  # frames of training from scratch, from which on its factor is listed
 Curve = dict[int, list[float]]  # frames → one number per seed
 QUANTITIES = (("force_rmse_meV_A", "force RMSE (meV/Å)"), ("energy_rmse_meV_atom", "energy RMSE (meV/atom)"))
 
@@ -64,24 +65,27 @@ def write_page(args: argparse.Namespace) -> None:
         if _name(row) not in wanted and row not in longer and row["frames"] in TUNED_AT and row["seed"] == 1
     ]  # fmt: skip
     rows = [row for row in rows if _name(row) in wanted]
-    note = args.work / "note.md"
+    note, published = args.work / "note.md", args.output / RAW
+    remarks = note.read_text(encoding="utf-8") if note.exists() else json.loads(published.read_text())["remarks"]
+    where = (args.work / MACHINE).read_text(encoding="utf-8") if (args.work / MACHINE).exists() else machine()
     settings = {task.name: dict(zip(TUNED_AT, map(asdict, task.settings), strict=True)) for task in TASKS}
-    found = {"machine": machine(), "base": args.base, "settings": settings, "settings_up_to": TUNED_AT, "steps": STEPS}
-    save({**found, "results": rows, "trials": trials, "longer": longer}, args.output / "raw/sample-efficiency.json")
+    found = {"machine": where, "base": args.base, "settings": settings, "settings_up_to": TUNED_AT, "steps": STEPS}
+    save({**found, "remarks": remarks, "results": rows, "trials": trials, "longer": longer}, published)
     force = curves(rows, QUANTITIES[0][0])
     plot(rows, args.output / "sample-efficiency.png")
     parts = [INTRODUCTION.format(base=args.base, seeds=len(args.seeds)), "![Learning curves](sample-efficiency.png)\n"]
     parts += ["## Frames saved at equal force error\n", SAVED]
-    parts += [SAVED_LONGER, summary(tuned([*rows, *longer], longer))] if longer else []
+    best = tuned([*rows, *longer], longer)
+    parts += [SAVED_LONGER, summary(best), SAVED_BY_SCRATCH, summary_by_scratch(best)] if longer else []
     parts += [SAVED_SHORT, summary(force)]
     for task in TASKS:
         parts += [f"## {task.name}\n", f"{task.what[0].upper()}{task.what[1:]}.\n", task_table(rows, task.name)]
     parts += ["## Learning rates and methods tried\n", trial_table([*rows, *trials])]
     parts += ["## More steps\n", length_table([*rows, *longer], longer)] if longer else []
-    parts.append(note.read_text() if note.exists() else "")
+    parts.append(remarks)
     parts.append(
         "Command: `python benchmarks/sample_efficiency.py run --workers 2 && python benchmarks/sample_efficiency.py page`. "
-        f"{machine()}.\nRaw: [raw/sample-efficiency.json](raw/sample-efficiency.json).\n"
+        f"{where}.\nRaw: [raw/sample-efficiency.json](raw/sample-efficiency.json).\n"
     )
     (args.output / "sample-efficiency.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
@@ -91,6 +95,9 @@ SAVED = """Frames that training from scratch needs for the force RMSE that fine-
 """
 SAVED_LONGER = """With the number of steps chosen for each arm and size by itself, the better of that below and three times as many
 (up to 64 frames; medians over the seeds of which both were run, below under "More steps"):
+"""
+SAVED_BY_SCRATCH = """The same curves read the other way: N frames of training from scratch, over the frames with which fine-tuning reaches its force RMSE.
+`>`: two frames, the smallest set, are already better.
 """
 SAVED_SHORT = """With the same number of steps in both arms, 10–60 s of one core (medians over seeds). Where more steps help training from scratch
 more, as in water, these factors are too good:
@@ -117,6 +124,25 @@ def summary(force: dict[tuple[str, str], Curve]) -> str:
         cells = [f"{found[n][1]} {found[n][0]:.1f}".strip() if n in found else "–" for n in sizes]
         body.append([task.name, *cells])
     return table(["task", *(f"n = {n}" for n in sizes)], body)
+
+
+def summary_by_scratch(force: dict[tuple[str, str], Curve]) -> str:
+    """The factor per task and size of training from scratch."""
+    sizes = sorted({n for (_, arm), curve in force.items() for n in curve if arm == ARMS[0] and n >= FIRST})
+    turned = {"<": ">", ">": "<", "": ""}
+    body = []
+    for task in TASKS:
+        scratch, finetune = force[task.name, "scratch"], force[task.name, "finetune"]
+        cells = []
+        for n in sizes:
+            if n not in scratch:
+                cells.append("–")
+                continue
+            best = min(median(errors) for size, errors in scratch.items() if size <= n)
+            needed, bound = frames_needed(finetune, best)
+            cells.append(f"{turned[bound]} {n / needed:.1f}".strip())
+        body.append([task.name, *cells])
+    return table(["task", *(f"N = {n}" for n in sizes)], body)
 
 
 def tuned(rows: Sequence[dict[str, Any]], longer: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Curve]:
