@@ -97,7 +97,8 @@ def units(p: Tensor) -> tuple[Tensor, Tensor]:
 
 def scores(s: Tensor, f: OptionalTensor, tau: float, null: float) -> tuple[Tensor, OptionalTensor]:
     """The exponent of e from products of queries and keys s, whose memory it takes; with a factor f also S − A₀."""
-    s = s.mul_(tau)
+    if tau != 1:
+        s = s.mul_(tau)
     if f is None:
         return s, None
     s = s.sub_(null)

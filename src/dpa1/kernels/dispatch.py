@@ -86,6 +86,7 @@ PATHS = (
     Path("contracted_spline", "cpu", "dpa1.kernels.contracted_spline", "spline tables contracted some atoms at a time"),
     Path("attention_layer", "cpu", "dpa1.kernels.compiled_attention", "attention layer with compiled loops"),
     Path("attention_layer", "cpu", "dpa1.kernels.attention", "attention layer with hand-derived derivatives"),
+    Path("projected_layer", "cpu", "dpa1.kernels.compiled_projected", "attention layer on tables with compiled loops"),
     Path("projected_layer", "cpu", "dpa1.kernels.projected", "attention layer on tabulated queries, keys and values"),
     Path("spline", "cpu", "dpa1.kernels.table", "spline tables as weighted sums of rows"),
     Path("spline", "cuda", "dpa1.kernels.gpu.spline", "spline tables tile by tile"),
