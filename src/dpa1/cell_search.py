@@ -75,26 +75,82 @@ def find_pairs(positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray, cu
 
 
 def _sorted_into_cubes(positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray, cutoff: float) -> Cubes:
-    inverse = np.linalg.inv(cell)
+    count, inverse = len(positions), np.linalg.inv(cell)
     heights = 1.0 / np.linalg.norm(inverse, axis=0)  # between opposite faces
-    fractional = positions @ inverse
-    home = np.where(periodic, np.floor(fractional), 0.0)
-    inside = fractional - home
-    low = np.where(periodic, 0.0, inside.min(0, initial=np.inf))
-    extent = np.where(periodic, 1.0, np.maximum(inside.max(0, initial=-np.inf) - low, 0.0))
+    inside, home, ends = np.empty((count, 3)), np.empty((count, 3), dtype=np.int32), np.empty((2, 3))
+    positions, cell, periodic = np.ascontiguousarray(positions), np.ascontiguousarray(cell), periodic.astype(np.bool_)
+    _fold(positions, np.ascontiguousarray(inverse), periodic, inside, home, ends)
+    low = np.where(periodic, 0.0, ends[0])
+    extent = np.where(periodic, 1.0, np.maximum(ends[1] - ends[0], 0.0))
     spans = extent * heights
-    shape = _shape(spans, len(positions), cutoff * (1.0 + EDGE) / REACH)
+    shape = _shape(spans, count, cutoff * (1.0 + EDGE) / REACH)
     scale = np.divide(shape, extent, out=np.zeros(3), where=extent > 0)
-    place = np.clip((inside - low) * scale, 0, shape - 1).astype(np.int64)
     width = spans / shape
     reach = np.array([math.ceil(cutoff * (1.0 + 1e-9) / w) if w > 0 else 0 for w in width], dtype=np.int64)
-    key = (place[:, 0] * shape[1] + place[:, 1]) * shape[2] + place[:, 2]
-    order = np.argsort(key, kind="stable")
     first = np.zeros(int(shape.prod()) + 1, dtype=np.int64)
-    np.cumsum(np.bincount(key, minlength=len(first) - 1), out=first[1:])
-    moved = np.ascontiguousarray((positions - home @ cell)[order])
-    homes = np.ascontiguousarray(home[order].astype(np.int32))
-    return Cubes(order, moved, homes, first, shape, reach, periodic.astype(np.bool_), np.ascontiguousarray(cell))
+    cubes = Cubes(
+        np.empty(count, dtype=np.int64), np.empty((count, 3)), np.empty((count, 3), dtype=np.int32), first, shape, reach,
+        periodic, cell,
+    )  # fmt: skip
+    _sort(positions, cell, inside, home, low, scale, shape, first, cubes.atom, cubes.position, cubes.home)
+    return cubes
+
+
+@loops
+def _fold(
+    positions: np.ndarray,
+    inverse: np.ndarray,
+    periodic: np.ndarray,
+    inside: np.ndarray,
+    home: np.ndarray,
+    ends: np.ndarray,
+) -> None:
+    """Fractional coordinates (N, 3), within the cell where it is periodic; the image each atom was moved from; least and greatest."""
+    ends[0], ends[1] = np.inf, -np.inf
+    for a in range(len(positions)):
+        x, y, z = positions[a, 0], positions[a, 1], positions[a, 2]
+        for k in range(3):
+            fraction = x * inverse[0, k] + y * inverse[1, k] + z * inverse[2, k]
+            image = np.floor(fraction) if periodic[k] else 0.0
+            home[a, k], inside[a, k] = np.int32(image), fraction - image
+            ends[0, k], ends[1, k] = min(ends[0, k], fraction - image), max(ends[1, k], fraction - image)
+
+
+@loops
+def _sort(
+    positions: np.ndarray,
+    cell: np.ndarray,
+    inside: np.ndarray,
+    home: np.ndarray,
+    low: np.ndarray,
+    scale: np.ndarray,
+    shape: np.ndarray,
+    first: np.ndarray,
+    atom: np.ndarray,
+    position: np.ndarray,
+    homes: np.ndarray,
+) -> None:
+    """Atoms cube by cube, in each as they came, and where each cube begins (first, of zeros)."""
+    count = len(positions)
+    cube = np.empty(count, np.int64)
+    for a in range(count):
+        place = 0
+        for k in range(3):
+            along = np.int64((inside[a, k] - low[k]) * scale[k])
+            place = place * shape[k] + min(max(along, 0), shape[k] - 1)
+        cube[a] = place
+        first[place + 1] += 1
+    for c in range(1, len(first)):
+        first[c] += first[c - 1]
+    following = first.copy()
+    for a in range(count):
+        to = following[cube[a]]
+        following[cube[a]] += 1
+        atom[to] = a
+        for k in range(3):
+            homes[to, k] = home[a, k]
+            moved = home[a, 0] * cell[0, k] + home[a, 1] * cell[1, k] + home[a, 2] * cell[2, k]
+            position[to, k] = positions[a, k] - moved
 
 
 def _shape(spans: np.ndarray, atoms: int, side: float) -> np.ndarray:
