@@ -80,6 +80,7 @@ PATHS = (
     Path("environment", "cpu", "dpa1.kernels.environment", "environment matrix with hand-derived derivatives"),
     Path("embedding", "cpu", "dpa1.kernels.embedding", "embedding net with its slope carried along"),
     Path("descriptor_product", "cpu", "dpa1.kernels.compiled_descriptor", "descriptor in a compiled loop"),
+    Path("pair_sums", "cpu", "dpa1.kernels.compiled_sums", "forces and virials in a compiled loop"),
     Path("fitting", "cpu", "dpa1.kernels.fitting", "fitting net with hand-derived derivatives"),
     Path("contracted_embedding", "cpu", "dpa1.kernels.contracted_embedding", "embedding net contracted with its slope"),
     Path("contracted_spline", "cpu", "dpa1.kernels.compiled_spline", "spline tables contracted in a compiled loop"),
@@ -166,6 +167,13 @@ def contraction(features: Tensor, rows: Tensor) -> Tensor:
 def descriptor_product(matrix: Tensor, axis: int, appended: Tensor | None) -> Tensor:
     """See ``reference.descriptor_product``."""
     return _pick("descriptor_product", matrix.dtype, matrix.device, matrix, axis, appended)
+
+
+def pair_sums(
+    slope: Tensor, vectors: Tensor, centre: Tensor, neighbor: Tensor, frame: Tensor, frames: int
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.pair_sums``."""
+    return _pick("pair_sums", slope.dtype, slope.device, slope, vectors, centre, neighbor, frame, frames)
 
 
 def contracted_embedding(

@@ -208,6 +208,12 @@ def _layers(dtype: torch.dtype) -> Iterator[Sample]:
         yield Sample(inputs, 3, call)
 
 
+def _sums(dtype: torch.dtype) -> Iterator[Sample]:
+    inputs = [torch.randn(7, 3, dtype=dtype), torch.randn(7, 3, dtype=dtype)]
+    where = [torch.tensor(values) for values in ((0, 0, 1, 1, 2, 4, 4), (1, 2, 0, 0, 0, 3, 3), (0, 0, 0, 1, 1))]
+    yield Sample(inputs, 2, lambda run, x: run(*x, *(value.to(x[0].device) for value in where), 2))
+
+
 def _projected(dtype: torch.dtype) -> Iterator[Sample]:
     slots, channels, width = 5, 6, 4
     weight = torch.rand(3, slots, dtype=dtype) * (torch.arange(slots) < 4)
@@ -310,6 +316,7 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[Sample]]] = {
     "tabulated_pairs": _tabulated_pairs,
     "contraction": _contractions,
     "descriptor_product": _descriptors,
+    "pair_sums": _sums,
     "projected_layer": _projected,
     "spline": _splines,
 }

@@ -367,6 +367,20 @@ def tabulated_pairs(
     return zero.index_add(0, centre, features.unsqueeze(-1) * rows.unsqueeze(-2))
 
 
+def pair_sums(
+    slope: Tensor, vectors: Tensor, centre: Tensor, neighbor: Tensor, frame: Tensor, frames: int
+) -> tuple[Tensor, Tensor]:
+    """Forces F_i = Σ s_ij − Σ s_ji (N, 3) and virials W = −Σ s ⊗ v (F, 3, 3) of frames from the energy's slopes along pairs.
+
+    slope, vectors (P, 3): s = ∂E/∂v, and v from centre (P,) to neighbor (P,); frame (N,): that of each atom.
+    """
+    forces = slope.new_zeros(len(frame), 3).index_add(0, centre, slope).index_add(0, neighbor, -slope)
+    if frames == 1:  # without nine numbers per pair
+        return forces, -(slope.T @ vectors).unsqueeze(0)
+    outer = slope.unsqueeze(-1) * vectors.unsqueeze(-2)
+    return forces, slope.new_zeros(frames, 3, 3).index_add(0, frame[centre], -outer)
+
+
 def descriptor_product(matrix: Tensor, axis: int, appended: Tensor | None) -> Tensor:
     """D = M · (M[:axis])ᵀ, flattened row-major, and what is appended. matrix (N, C, 4), (N, T) → (N, C·axis + T)."""
     product = (matrix @ matrix[:, :axis].transpose(-1, -2)).flatten(1)

@@ -26,6 +26,7 @@ from dpa1.batch import Batch
 from dpa1.config.model import ModelConfig
 from dpa1.errors import UserError, did_you_mean
 from dpa1.frames import Frame
+from dpa1.kernels import dispatch
 from dpa1.kernels.nodes import Grid
 from dpa1.kernels.wanted import geometry_only
 from dpa1.model import by_pairs, memory
@@ -201,11 +202,10 @@ class Potential(Tabulable):
         view = self._view(batch)
         atomic, slope, rows = evaluate(view, index, forces or virial, descriptor)
         out = {"atomic_energy": atomic, "energy": atomic.new_zeros(len(batch)).index_add(0, batch.frame, atomic)}
-        if forces:
-            zero = slope.new_zeros(len(atomic), 3)
-            out["forces"] = zero.index_add(0, view.centre, slope).index_add(0, view.neighbor, -slope)
-        if virial:
-            out["virial"] = -_frame_sums(slope, view.vectors, batch.frame[view.centre], len(batch))
+        if forces or virial:
+            sums = dispatch.pair_sums(slope, view.vectors, view.centre, view.neighbor, batch.frame, len(batch))
+            asked = {"forces": forces, "virial": virial}
+            out |= {name: value for name, value in zip(asked, sums, strict=True) if asked[name]}
         if descriptor:
             out["descriptor"] = rows
         return out
@@ -382,11 +382,3 @@ class Potential(Tabulable):
             spans = by_pairs.plan_spans(view.centre, atoms, slots)
             self._most_slots = memory.in_blocks(spans, evaluate_span, self._most_slots)
         return atomic, slope, kept
-
-
-def _frame_sums(left: Tensor, right: Tensor, frame: Tensor, frames: int) -> Tensor:
-    """(F, 3, 3): Σ left_p ⊗ right_p over the pairs of each frame."""
-    if frames == 1:
-        return (left.T @ right).unsqueeze(0)
-    outer = left.unsqueeze(-1) * right.unsqueeze(-2)
-    return left.new_zeros(frames, 3, 3).index_add(0, frame, outer)
